@@ -1,0 +1,140 @@
+//! The contract between a run and the judgement that is injected into it.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::draft::Draft;
+use crate::error::LibrarianError;
+use crate::state::DraftProcessingDecision;
+
+/// Looks at one draft and decides where it goes.
+///
+/// A processor sees each draft **at least once**: if the runner or the machine dies between the
+/// processor's work and the move, the draft is processed again. So what a processor does outside
+/// the database should be harmless when done twice; the draft's id is a good key for that. What
+/// it *returns* is stored exactly once, in the same transaction as the move.
+pub trait DraftProcessor {
+    /// Decide about one draft, which this run has claimed.
+    ///
+    /// # Errors
+    ///
+    /// An error means that no decision was reached. The draft stays in `processing` with the
+    /// error on record and is tried again after recovery; the error's message is stored with the
+    /// draft and must not hold its text.
+    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError>;
+
+    /// Decide, and say more than the decision: a note, an output, a delay. The runner calls this
+    /// one; the provided method asks [`process`](Self::process).
+    ///
+    /// # Errors
+    ///
+    /// As for [`process`](Self::process).
+    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        self.process(draft).map(Outcome::from)
+    }
+}
+
+impl<P: DraftProcessor + ?Sized> DraftProcessor for Box<P> {
+    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        (**self).process(draft)
+    }
+
+    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        (**self).process_to_outcome(draft)
+    }
+}
+
+/// A decision with what belongs to it. `Debug` shows lengths, not contents.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Outcome {
+    decision: DraftProcessingDecision,
+    note: Option<String>,
+    output: Option<String>,
+    retry_after: Option<Duration>,
+    hold: Option<Duration>,
+}
+
+impl Outcome {
+    /// No more than a decision.
+    #[must_use]
+    pub fn new(decision: DraftProcessingDecision) -> Self {
+        Self { decision, note: None, output: None, retry_after: None, hold: None }
+    }
+
+    /// With a note for people, stored with the draft.
+    #[must_use]
+    pub fn with_note(self, note: impl Into<String>) -> Self {
+        Self { note: Some(note.into()), ..self }
+    }
+
+    /// With an output for programs, stored with the draft as JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::DraftJson`] if the value cannot be written as JSON.
+    pub fn with_output(self, output: &impl Serialize) -> Result<Self, LibrarianError> {
+        Ok(Self { output: Some(serde_json::to_string(output)?), ..self })
+    }
+
+    /// For a deferral: not to be claimed again before this long has passed (at most 30 days).
+    #[must_use]
+    pub fn with_retry_after(self, delay: Duration) -> Self {
+        Self { retry_after: Some(delay), ..self }
+    }
+
+    /// The runner claims nothing for this long, whatever the decision: a rate limit, say.
+    #[must_use]
+    pub fn with_hold(self, hold: Duration) -> Self {
+        Self { hold: Some(hold), ..self }
+    }
+
+    /// The decision.
+    #[must_use]
+    pub fn decision(&self) -> DraftProcessingDecision {
+        self.decision
+    }
+
+    /// The note, if there is one.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// The output as JSON text, if there is one.
+    #[must_use]
+    pub fn output(&self) -> Option<&str> {
+        self.output.as_deref()
+    }
+
+    /// How long a deferred draft is to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// How long the runner is to hold.
+    #[must_use]
+    pub fn hold(&self) -> Option<Duration> {
+        self.hold
+    }
+}
+
+impl From<DraftProcessingDecision> for Outcome {
+    fn from(decision: DraftProcessingDecision) -> Self {
+        Self::new(decision)
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outcome")
+            .field("decision", &self.decision)
+            .field("note_bytes", &self.note.as_ref().map(String::len))
+            .field("output_bytes", &self.output.as_ref().map(String::len))
+            .field("retry_after", &self.retry_after)
+            .field("hold", &self.hold)
+            .finish()
+    }
+}

@@ -1,0 +1,3 @@
+//! Processors that come with the crate: one that defers everything, one that asks any program.
+
+pub mod deferred;
