@@ -158,7 +158,7 @@ pub enum LibrarianError {
     },
 
     /// SQLite failed in another way.
-    #[error("the database {} failed to {doing}: {source}", .path.display())]
+    #[error("could not {doing} (database {}): {source}", .path.display())]
     Database {
         /// The database.
         path: PathBuf,

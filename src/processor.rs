@@ -73,9 +73,13 @@ impl Outcome {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::DraftJson`] if the value cannot be written as JSON.
+    /// [`LibrarianError::DraftJson`] if the value cannot be written as JSON, or is nested deeper
+    /// than 128 levels.
     pub fn with_output(self, output: &impl Serialize) -> Result<Self, LibrarianError> {
-        Ok(Self { output: Some(serde_json::to_string(output)?), ..self })
+        let json = serde_json::to_string(output)?;
+        // A raw value is written unseen, and what is stored must be JSON to every reader.
+        serde_json::from_str::<serde_json::Value>(&json)?;
+        Ok(Self { output: Some(json), ..self })
     }
 
     /// For a deferral: not to be claimed again before this long has passed (at most 30 days).

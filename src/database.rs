@@ -1,0 +1,550 @@
+//! The file: made private, recognised before it is touched, brought to the current schema, and
+//! opened so that what is committed survives power loss.
+//!
+//! Three rules hold everywhere above this floor. Every writing transaction takes the write lock
+//! first (`BEGIN IMMEDIATE`), because SQLite fails at once, whatever the timeout, when a reader
+//! turns writer behind another's back. Every pragma is read back, because SQLite passes over one
+//! that it does not know or cannot obey. And the file is opened through SQLite only: on POSIX,
+//! closing any other descriptor of it drops the locks that this process holds.
+
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use r2d2::{ManageConnection, Pool, PooledConnection};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use crate::error::LibrarianError;
+
+/// Marks the file as draftq's: "drfq" in ASCII.
+const APPLICATION_ID: i32 = 0x6472_6671;
+
+/// The migrations in order; the schema's version is how many of them were applied.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_drafts.sql")];
+
+/// The first SQLite in which two writers cannot corrupt a database in WAL mode.
+const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
+
+/// How long a connection waits for others' locks unless it is configured otherwise.
+pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The current schema's version.
+fn schema_version() -> i64 {
+    // There are never 2^63 migrations.
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+/// An open database: a pool of connections to one file.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    pool: Pool<Connector>,
+    last_connect_error: LastError,
+    busy_timeout: Duration,
+}
+
+/// What a transaction's body fails with: SQLite's error, which is given its path and purpose
+/// here, or one of ours.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    Sqlite(rusqlite::Error),
+    Ours(LibrarianError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<LibrarianError> for Fault {
+    fn from(error: LibrarianError) -> Self {
+        Self::Ours(error)
+    }
+}
+
+type LastError = Arc<Mutex<Option<rusqlite::Error>>>;
+
+impl Database {
+    /// Open the database at `path`, making file and directory if there are none (0600, 0700).
+    /// A file that is not draftq's is left as it is, to the byte.
+    pub(crate) fn open(
+        path: &Path,
+        connections: u32,
+        busy_timeout: Duration,
+    ) -> Result<Self, LibrarianError> {
+        if rusqlite::version_number() < REQUIRED_SQLITE.0 {
+            return Err(LibrarianError::SqliteTooOld {
+                found: rusqlite::version(),
+                required: REQUIRED_SQLITE.1,
+            });
+        }
+        // An absolute path also keeps SQLite from reading a leading `file:` as a URI.
+        let path = std::path::absolute(path).map_err(|source| LibrarianError::Io {
+            doing: "resolve",
+            path: path.to_owned(),
+            source,
+        })?;
+        create_private(&path)?;
+        recognise(&path)?;
+        WAIT_LIMIT.set(busy_timeout);
+        let first = connect(&path)
+            .and_then(|mut connection| {
+                let newcomer = migrate(&mut connection, &path)?;
+                configure(&connection, &path, newcomer, busy_timeout)?;
+                Ok(connection)
+            })
+            .map_err(|fault| settle(fault, &path, busy_timeout, "open"))?;
+
+        let last_connect_error = LastError::default();
+        let connector = Connector {
+            path: path.clone(),
+            busy_timeout,
+            manager: SqliteConnectionManager::file(&path).with_flags(open_flags()),
+            first: Mutex::new(Some(first)),
+            last_error: Arc::clone(&last_connect_error),
+        };
+        let pool = Pool::builder()
+            .max_size(connections.max(1))
+            .min_idle(Some(0))
+            // Connections live as long as the store: a timer that replaces them would only wake
+            // an idle process.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            .connection_timeout(busy_timeout.max(Duration::from_millis(1)))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .build_unchecked(connector);
+        Ok(Self { path, pool, last_connect_error, busy_timeout })
+    }
+
+    /// The file's absolute path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Read within one transaction, so that several queries see one moment. `doing` completes
+    /// "could not …".
+    pub(crate) fn read<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, LibrarianError> {
+        self.transact(doing, TransactionBehavior::Deferred, |transaction| body(transaction))
+    }
+
+    /// Write within one transaction that holds the write lock from its start. When this returns
+    /// `Ok`, what was written survives power loss.
+    pub(crate) fn write<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, LibrarianError> {
+        self.transact(doing, TransactionBehavior::Immediate, body)
+    }
+
+    fn transact<T>(
+        &self,
+        doing: &'static str,
+        behavior: TransactionBehavior,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, LibrarianError> {
+        let attempt = || -> Result<T, Fault> {
+            let mut connection = self.connection()?;
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        attempt().map_err(|fault| self.settle(fault, doing))
+    }
+
+    /// One statement by itself is a transaction by itself.
+    pub(crate) fn statement<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, LibrarianError> {
+        let attempt = || body(&*self.connection()?);
+        attempt().map_err(|fault| self.settle(fault, doing))
+    }
+
+    fn connection(&self) -> Result<PooledConnection<Connector>, Fault> {
+        WAIT_LIMIT.set(self.busy_timeout);
+        self.pool.get().map_err(|_| {
+            let error =
+                self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match error {
+                Some(error) => Fault::Sqlite(error),
+                // All connections were in use for as long as one waits for a lock.
+                None => Fault::Ours(LibrarianError::Busy {
+                    path: self.path.clone(),
+                    waited: self.busy_timeout,
+                }),
+            }
+        })
+    }
+
+    fn settle(&self, fault: Fault, doing: &'static str) -> LibrarianError {
+        settle(fault, &self.path, self.busy_timeout, doing)
+    }
+}
+
+/// Give an SQLite error its place in our taxonomy.
+fn settle(
+    fault: Fault,
+    path: &Path,
+    busy_timeout: Duration,
+    doing: &'static str,
+) -> LibrarianError {
+    let source = match fault {
+        Fault::Ours(error) => return error,
+        Fault::Sqlite(error) => error,
+    };
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed,
+        ) => LibrarianError::Busy { path, waited: busy_timeout },
+        Some(ErrorCode::DatabaseCorrupt) => {
+            LibrarianError::DamagedDatabase { path, reason: source.to_string() }
+        }
+        Some(ErrorCode::NotADatabase) => not_sqlite(path),
+        _ => match source {
+            // Values that the schema's CHECKs and STRICT cannot have let in.
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..) => {
+                let reason = format!("a stored value cannot be read while trying to {doing}");
+                LibrarianError::DamagedDatabase { path, reason }
+            }
+            source => LibrarianError::Database { path, doing, source },
+        },
+    }
+}
+
+fn not_sqlite(path: PathBuf) -> LibrarianError {
+    LibrarianError::ForeignDatabase {
+        path,
+        reason: "it is not an SQLite database; name another file with --db".to_owned(),
+    }
+}
+
+/// Hands out the connection that opening made, then makes more as the pool asks for them.
+#[derive(Debug)]
+struct Connector {
+    path: PathBuf,
+    busy_timeout: Duration,
+    manager: SqliteConnectionManager,
+    first: Mutex<Option<Connection>>,
+    /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
+    last_error: LastError,
+}
+
+impl ManageConnection for Connector {
+    type Connection = Connection;
+    type Error = rusqlite::Error;
+
+    fn connect(&self) -> Result<Connection, rusqlite::Error> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(connection) = first {
+            return Ok(connection);
+        }
+        let ready = self.manager.connect().and_then(|connection| {
+            harden(&connection)?;
+            match configure(&connection, &self.path, false, self.busy_timeout) {
+                Ok(()) => Ok(connection),
+                Err(Fault::Sqlite(error)) => Err(error),
+                // The first connection of this process passed the same checks.
+                Err(Fault::Ours(_)) => Err(rusqlite::Error::InvalidQuery),
+            }
+        });
+        ready.inspect_err(|error| {
+            let copy = match error {
+                rusqlite::Error::SqliteFailure(code, text) => {
+                    rusqlite::Error::SqliteFailure(*code, text.clone())
+                }
+                _ => rusqlite::Error::InvalidQuery,
+            };
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
+        })
+    }
+
+    fn is_valid(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
+        self.manager.is_valid(connection)
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        self.manager.has_broken(connection)
+    }
+}
+
+fn open_flags() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+/// Make the file and its directory, readable and writable by their owner alone.
+fn create_private(path: &Path) -> Result<(), LibrarianError> {
+    // Closing a descriptor drops this process's locks on the file, so between the making and the
+    // closing no other thread may have opened it through SQLite.
+    static CREATING: Mutex<()> = Mutex::new(());
+    let _alone = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
+
+    let cannot = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LibrarianError::CannotCreate { path, source }
+    };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => {
+            return Err(LibrarianError::ForeignDatabase {
+                path: path.to_owned(),
+                reason: "it is not a regular file; name another with --db".to_owned(),
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => {
+            return Err(LibrarianError::Io { doing: "open", path: path.to_owned(), source });
+        }
+    }
+    if let Some(directory) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(cannot(directory))?;
+    }
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        // Another process was first.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(source) => Err(cannot(path)(source)),
+    }
+}
+
+/// Look at the file's header before anything could change the file: an ordinary connection to a
+/// foreign database would replay its journal or check its WAL in. An immutable one takes no lock
+/// and writes nothing, and its descriptor is known to SQLite.
+fn recognise(path: &Path) -> Result<(), LibrarianError> {
+    let look = || -> Result<(i64, i64, i64), rusqlite::Error> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        let application_id = pragma(&connection, "application_id")?;
+        let version = pragma(&connection, "user_version")?;
+        let pages = pragma(&connection, "page_count")?;
+        Ok((application_id, version, pages))
+    };
+    match look() {
+        // Empty: new, or another process is about to fill it.
+        Ok((_, _, 0)) => Ok(()),
+        Ok((application_id, version, _)) => check_header(path, application_id, version),
+        // A first start may have been cut off: SQLite's journal knows how to undo it.
+        Err(_) if journal_of(path).metadata().is_ok_and(|journal| journal.len() > 0) => Ok(()),
+        Err(error) => Err(settle(error.into(), path, DEFAULT_BUSY_TIMEOUT, "open")),
+    }
+}
+
+fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), LibrarianError> {
+    let foreign = |reason| Err(LibrarianError::ForeignDatabase { path: path.to_owned(), reason });
+    if application_id != i64::from(APPLICATION_ID) {
+        return foreign(
+            "it is the SQLite database of another program; name another file with --db".to_owned(),
+        );
+    }
+    if version > schema_version() {
+        return foreign(format!(
+            "its schema is version {version} and this draftq knows up to {}; use a newer draftq",
+            schema_version()
+        ));
+    }
+    if version < 1 {
+        return foreign(format!("its schema version {version} is none of draftq's"));
+    }
+    Ok(())
+}
+
+fn journal_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-journal");
+    PathBuf::from(name)
+}
+
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write as _;
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
+
+fn connect(path: &Path) -> Result<Connection, Fault> {
+    let connection = Connection::open_with_flags(path, open_flags())?;
+    harden(&connection)?;
+    Ok(connection)
+}
+
+/// What a hostile file must not be able to do, and how long to wait for others.
+fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.busy_handler(Some(wait_for_lock))?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Create the schema in a new file, or bring an older one up to date. Any number of processes
+/// may do this at once: the version is read under the write lock, so one does it and the others
+/// find it done. Returns whether this process made the schema.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
+    let version = pragma(connection, "user_version")?;
+    if version == schema_version() {
+        check_header(path, pragma(connection, "application_id")?, version)?;
+        return Ok(false);
+    }
+    if version == 0 {
+        // To be set before the first table: it lets `prune` give space back piece by piece.
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut version = pragma(&transaction, "user_version")?;
+    let is_new = version == 0 && pragma(&transaction, "application_id")? == 0 && {
+        let objects: i64 =
+            transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        objects == 0
+    };
+    if is_new {
+        // The file may have been there, empty, with whatever mode.
+        let private = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(path, private).map_err(|source| LibrarianError::Io {
+            doing: "make private",
+            path: path.to_owned(),
+            source,
+        })?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    } else {
+        check_header(path, pragma(&transaction, "application_id")?, version)?;
+    }
+    for migration in &MIGRATIONS[usize::try_from(version).unwrap_or(MIGRATIONS.len())..] {
+        transaction.execute_batch(migration)?;
+        version += 1;
+    }
+    transaction.pragma_update(None, "user_version", version)?;
+    transaction.commit()?;
+    Ok(is_new)
+}
+
+/// Set what a connection needs, and read it back.
+fn configure(
+    connection: &Connection,
+    path: &Path,
+    newcomer: bool,
+    busy_timeout: Duration,
+) -> Result<(), Fault> {
+    let begun = Instant::now();
+    let mode: String = loop {
+        // Turning WAL on wants the file alone for a moment, and for that SQLite does not always
+        // call the busy handler. Once on, it stays on, and this only reads.
+        let turned: Result<String, _> =
+            connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0));
+        match turned {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && begun.elapsed() < busy_timeout =>
+            {
+                std::thread::sleep(Duration::from_micros(fastrand::u64(200..2_000)));
+            }
+            other => break other?,
+        }
+    };
+    let wrong = |name: &str, found: String| -> Fault {
+        Fault::Ours(LibrarianError::Io {
+            doing: "set up",
+            path: path.to_owned(),
+            source: io::Error::other(format!("SQLite keeps {name} at {found}")),
+        })
+    };
+    if mode != "wal" {
+        return Err(wrong("journal_mode", mode));
+    }
+    // synchronous 2 is FULL: every commit is on the disk before it is reported. temp_store 2 is
+    // memory: no draft in a temporary file. A mapped file that another process truncates kills.
+    for (name, value) in [
+        ("synchronous", 2),
+        ("temp_store", 2),
+        ("mmap_size", 0),
+        ("cell_size_check", 1),
+        ("journal_size_limit", 64 * 1024 * 1024),
+    ] {
+        connection.pragma_update(None, name, value)?;
+        let found = pragma(connection, name)?;
+        if found != value {
+            return Err(wrong(name, found.to_string()));
+        }
+    }
+    let mut expected = vec![("trusted_schema", 0)];
+    if newcomer {
+        expected.push(("auto_vacuum", 2));
+        expected.push(("application_id", i64::from(APPLICATION_ID)));
+    }
+    for (name, value) in expected {
+        let found = pragma(connection, name)?;
+        if found != value {
+            return Err(wrong(name, found.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlite::Error> {
+    // SQLite answers an mmap_size of a build without mmap, and nothing else, with no row.
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}
+
+thread_local! {
+    /// How long the connection in this thread's hands may wait, and since when it has been
+    /// waiting: SQLite hands a busy handler no more than a count.
+    static WAIT_LIMIT: Cell<Duration> = const { Cell::new(DEFAULT_BUSY_TIMEOUT) };
+    static WAITING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// A busy handler: wait for others' locks, less the longer it has lasted.
+///
+/// SQLite's own handler waits longer each time, so that who has waited long looks seldom and
+/// starves behind newcomers who look often. This one turns that round: the first looks are a
+/// millisecond apart, later ones closer, so that age wins. The jitter keeps two waiters from
+/// looking in step.
+fn wait_for_lock(count: i32) -> bool {
+    let now = Instant::now();
+    let since = WAITING_SINCE.get().filter(|_| count > 0).unwrap_or(now);
+    WAITING_SINCE.set(Some(since));
+    let waited = now.duration_since(since);
+    if waited >= WAIT_LIMIT.get() {
+        return false;
+    }
+    let micros = match waited.as_millis() {
+        0..5 => 1_000,
+        5..20 => 500,
+        20..100 => 250,
+        _ => 100,
+    };
+    std::thread::sleep(Duration::from_micros(micros / 2 + fastrand::u64(0..micros)));
+    true
+}

@@ -1,0 +1,552 @@
+//! The mechanics of a run: recover what a dead run left, claim, ask the processor, move the
+//! draft on. The judgement is the processor's ([`DraftProcessor`]).
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use tracing::{Span, field};
+
+use crate::draft::DraftId;
+use crate::error::LibrarianError;
+use crate::processor::{DraftProcessor, Outcome};
+use crate::state::DraftProcessingDecision;
+use crate::store::DraftStore;
+use crate::store::claim::{Claim, Claimed, PendingSnapshot};
+use crate::store::recovery::RunnerRegistration;
+
+/// Age in seconds after which a claim that has no owner is taken back.
+pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
+
+/// How often a move is tried while the database is busy: each try waits as long as the store
+/// does, and behind it may stand an hour of a model's work.
+const BUSY_TRIES: u32 = 12;
+
+/// One draft that a run moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DraftRunItem {
+    /// The draft's id.
+    pub id: String,
+    /// What the processor decided.
+    pub decision: DraftProcessingDecision,
+    /// The state it reached.
+    pub final_state: String,
+}
+
+/// What one run did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DraftRunSummary {
+    /// Abandoned claims that went back to pending before the run looked for work.
+    pub recovered_processing: usize,
+    /// Drafts that were then pending and due: the run takes no others.
+    pub pending_seen: usize,
+    /// Drafts that the run claimed.
+    pub claimed: usize,
+    /// Drafts that the processor accepted.
+    pub accepted: usize,
+    /// Drafts that the processor skipped.
+    pub skipped: usize,
+    /// Drafts that the processor failed.
+    pub failed: usize,
+    /// Drafts that the processor quarantined.
+    pub quarantined: usize,
+    /// Drafts that the processor deferred.
+    pub deferred: usize,
+    /// Drafts that the run saw pending and another runner took.
+    pub claim_misses: usize,
+    /// Drafts about which the processor came to no decision.
+    pub errors: usize,
+    /// Drafts whose claim was taken back before the processor's decision could be stored.
+    pub lost_claims: usize,
+    /// Abandoned claims whose errors had reached the budget, and that went to `failed`.
+    pub exhausted: usize,
+    /// What became of each draft, in the order in which they were finished.
+    pub items: Vec<DraftRunItem>,
+}
+
+impl DraftRunSummary {
+    /// Drafts that are dealt with, one way or the other.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.accepted
+            + self.skipped
+            + self.failed
+            + self.quarantined
+            + self.deferred
+            + self.errors
+            + self.lost_claims
+    }
+
+    /// Whether the run found anything to do.
+    #[must_use]
+    pub fn did_something(&self) -> bool {
+        self.claimed + self.recovered_processing + self.exhausted > 0
+    }
+
+    fn count(&mut self, decision: DraftProcessingDecision) {
+        match decision {
+            DraftProcessingDecision::Accepted => self.accepted += 1,
+            DraftProcessingDecision::Skipped => self.skipped += 1,
+            DraftProcessingDecision::Failed => self.failed += 1,
+            DraftProcessingDecision::Quarantined => self.quarantined += 1,
+            DraftProcessingDecision::Deferred => self.deferred += 1,
+        }
+    }
+}
+
+/// A run's summary, and what cut it short, if something did.
+#[derive(Debug)]
+pub struct RunReport {
+    /// What was done up to then.
+    pub summary: DraftRunSummary,
+    /// The error that ended the run early: the database's, or the processor's where the runner
+    /// was told to stop at one.
+    pub stopped_by: Option<LibrarianError>,
+}
+
+impl RunReport {
+    /// The summary, or the error that cut the run short.
+    ///
+    /// # Errors
+    ///
+    /// What [`stopped_by`](Self::stopped_by) holds.
+    pub fn into_result(self) -> Result<DraftRunSummary, LibrarianError> {
+        match self.stopped_by {
+            Some(error) => Err(error),
+            None => Ok(self.summary),
+        }
+    }
+}
+
+/// Asks a run to end: the drafts in hand are finished, nothing more is claimed. Clones ask the
+/// same runs.
+#[derive(Debug, Clone, Default)]
+pub struct Cancellation(Arc<(Mutex<bool>, Condvar)>);
+
+impl Cancellation {
+    /// Ask.
+    pub fn cancel(&self) {
+        *lock(&self.0.0) = true;
+        self.0.1.notify_all();
+    }
+
+    /// Whether it was asked.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        *lock(&self.0.0)
+    }
+
+    /// Wait until then, or until it is asked. Returns whether it was asked.
+    #[must_use]
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        let mut cancelled = lock(&self.0.0);
+        while !*cancelled {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let (guard, _) =
+                self.0.1.wait_timeout(cancelled, left).unwrap_or_else(PoisonError::into_inner);
+            cancelled = guard;
+        }
+        *cancelled
+    }
+}
+
+type Observer = Box<dyn Fn(&DraftRunSummary) + Send + Sync>;
+
+/// Runs processors over a store's drafts, with as many workers as there are processors.
+///
+/// A runner registers itself with the store at its first claim and stays registered until it is
+/// dropped; while it lives, nobody takes its claims, however long its processors take.
+pub struct Runner {
+    store: DraftStore,
+    processor: String,
+    stale_after: Duration,
+    limit: Option<usize>,
+    stop_at_error: bool,
+    keep_items: bool,
+    cancellation: Cancellation,
+    observer: Option<Observer>,
+    registration: Mutex<Option<Arc<RunnerRegistration>>>,
+    /// No claim is made before this: a processor asked the runner to hold.
+    hold_until: Mutex<Option<Instant>>,
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runner")
+            .field("store", &self.store.path())
+            .field("processor", &self.processor)
+            .field("stale_after", &self.stale_after)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Runner {
+    /// A runner over this store; `processor` is the word for what it runs that others see in the
+    /// `runners` table.
+    #[must_use]
+    pub fn new(store: &DraftStore, processor: &str) -> Self {
+        Self {
+            store: store.clone(),
+            processor: processor.to_owned(),
+            stale_after: Duration::from_secs(DEFAULT_PROCESSING_STALE_SECS),
+            limit: None,
+            stop_at_error: false,
+            keep_items: true,
+            cancellation: Cancellation::default(),
+            observer: None,
+            registration: Mutex::new(None),
+            hold_until: Mutex::new(None),
+        }
+    }
+
+    /// How old a claim without an owner must be to be taken back; 900 s if not given.
+    #[must_use]
+    pub fn stale_after(self, stale_after: Duration) -> Self {
+        Self { stale_after, ..self }
+    }
+
+    /// Claim at most this many drafts in a run, over all workers.
+    #[must_use]
+    pub fn limit(self, limit: usize) -> Self {
+        Self { limit: Some(limit), ..self }
+    }
+
+    /// Whether a processor's error ends the run; if not (the default), it is recorded and the
+    /// run goes on.
+    #[must_use]
+    pub fn stop_at_error(self, stop_at_error: bool) -> Self {
+        Self { stop_at_error, ..self }
+    }
+
+    /// Whether the summary lists each draft; it does by default, and grows with the run.
+    #[must_use]
+    pub fn keep_items(self, keep_items: bool) -> Self {
+        Self { keep_items, ..self }
+    }
+
+    /// End early when this is asked for.
+    #[must_use]
+    pub fn cancellation(self, cancellation: Cancellation) -> Self {
+        Self { cancellation, ..self }
+    }
+
+    /// Be told how far the run is: when it knows what is pending, and after each draft. Called
+    /// by the workers, one at a time; a slow observer slows them.
+    #[must_use]
+    pub fn observer(self, observer: impl Fn(&DraftRunSummary) + Send + Sync + 'static) -> Self {
+        Self { observer: Some(Box::new(observer)), ..self }
+    }
+
+    /// One run over what is pending now, with one worker per processor.
+    ///
+    /// `now` is for the stale cutoff alone: what was claimed at or before `now - stale_after`,
+    /// but not before the epoch. All stamps come from the store's clock.
+    pub fn run<P: DraftProcessor + Send>(
+        &self,
+        processors: &mut [P],
+        now: SystemTime,
+    ) -> RunReport {
+        self.conduct(now, |run| match processors {
+            [] => {}
+            [processor] => run.work(processor),
+            processors => std::thread::scope(|scope| {
+                for processor in processors {
+                    scope.spawn(move || run.work(processor));
+                }
+            }),
+        })
+    }
+
+    /// One run with one worker, on this thread.
+    pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
+        self.conduct(now, |run| run.work(processor))
+    }
+
+    /// What is the same for every run: the span, recovery, the snapshot, and the end.
+    fn conduct(&self, now: SystemTime, work: impl FnOnce(&Run<'_>)) -> RunReport {
+        let span = tracing::info_span!(
+            target: "mimir.librarian.run",
+            "mimir.librarian.run",
+            recovered_processing = field::Empty,
+            pending_seen = field::Empty,
+            claimed = field::Empty,
+            accepted = field::Empty,
+            skipped = field::Empty,
+            failed = field::Empty,
+            quarantined = field::Empty,
+            deferred = field::Empty,
+            claim_misses = field::Empty,
+        );
+        let _entered = span.enter();
+        let mut summary = DraftRunSummary::default();
+        let snapshot = match self.prepare(now, &mut summary) {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                record(&span, &summary);
+                return RunReport { summary, stopped_by: Some(error) };
+            }
+        };
+        record(&span, &summary);
+        self.observe(&summary);
+        let run = Run {
+            runner: self,
+            span: &span,
+            intake: Mutex::new(Intake {
+                open: summary.pending_seen > 0,
+                left: self.limit.unwrap_or(usize::MAX),
+                snapshot,
+            }),
+            progress: Mutex::new(RunReport { summary, stopped_by: None }),
+        };
+        work(&run);
+        let exhausted = lock(&run.intake).snapshot.is_used_up();
+        let mut report = run.progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if exhausted {
+            let summary = &mut report.summary;
+            summary.claim_misses = summary.pending_seen.saturating_sub(summary.claimed);
+        }
+        record(&span, &report.summary);
+        report
+    }
+
+    fn prepare(
+        &self,
+        now: SystemTime,
+        summary: &mut DraftRunSummary,
+    ) -> Result<PendingSnapshot, LibrarianError> {
+        let stale_before = now.checked_sub(self.stale_after).unwrap_or(SystemTime::UNIX_EPOCH);
+        let recovery = self.store.recover(stale_before)?;
+        summary.recovered_processing = recovery.to_pending.len();
+        summary.exhausted = recovery.to_failed.len();
+        self.store.release_due()?;
+        let snapshot = self.store.pending_snapshot()?;
+        summary.pending_seen = snapshot.pending_seen();
+        Ok(snapshot)
+    }
+
+    fn registration(&self) -> Result<Arc<RunnerRegistration>, LibrarianError> {
+        let mut registration = lock(&self.registration);
+        if let Some(registration) = &*registration {
+            return Ok(Arc::clone(registration));
+        }
+        let new = Arc::new(self.store.register_runner(&self.processor)?);
+        *registration = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    fn observe(&self, summary: &DraftRunSummary) {
+        if let Some(observer) = &self.observer {
+            observer(summary);
+        }
+    }
+
+    /// Wait for as long as a processor asked the runner to hold. Returns whether to go on.
+    fn wait_for_hold(&self) -> bool {
+        loop {
+            let hold_until = *lock(&self.hold_until);
+            match hold_until.filter(|until| *until > Instant::now()) {
+                None => return !self.cancellation.is_cancelled(),
+                Some(until) if self.cancellation.wait_until(until) => return false,
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn hold_for(&self, hold: Duration) {
+        let until = Instant::now().checked_add(hold);
+        let mut hold_until = lock(&self.hold_until);
+        *hold_until = (*hold_until).max(until);
+    }
+}
+
+/// One run of a runner, shared by its workers.
+struct Run<'r> {
+    runner: &'r Runner,
+    span: &'r Span,
+    /// Claims are made one at a time: SQLite has one writer anyway, and so the limit is exact
+    /// and a draft that one worker deferred is not met again by another.
+    intake: Mutex<Intake>,
+    progress: Mutex<RunReport>,
+}
+
+struct Intake {
+    open: bool,
+    left: usize,
+    snapshot: PendingSnapshot,
+}
+
+impl Run<'_> {
+    /// A worker: claim, process, finish, until nothing is left.
+    fn work<P: DraftProcessor + ?Sized>(&self, processor: &mut P) {
+        let _entered = self.span.enter();
+        while self.runner.wait_for_hold() {
+            match self.claim() {
+                Ok(Some(Claimed::Draft(claim))) => self.process(&claim, processor),
+                Ok(Some(Claimed::Unreadable(id))) => {
+                    tracing::warn!(
+                        target: "mimir.librarian.draft_error",
+                        draft_id = %id,
+                        class = "unreadable",
+                        "draft could not be read back"
+                    );
+                    self.progress(|summary| {
+                        summary.claimed += 1;
+                        summary.errors += 1;
+                    });
+                }
+                Ok(None) => break,
+                Err(error) => self.stop(Some(error)),
+            }
+        }
+    }
+
+    fn claim(&self) -> Result<Option<Claimed>, LibrarianError> {
+        let mut intake = lock(&self.intake);
+        if !intake.open || intake.left == 0 {
+            return Ok(None);
+        }
+        let registration = self.runner.registration()?;
+        let claimed = self.runner.store.claim_next(&registration, &mut intake.snapshot)?;
+        match claimed {
+            Some(_) => intake.left -= 1,
+            None => intake.open = false,
+        }
+        Ok(claimed)
+    }
+
+    fn process<P: DraftProcessor + ?Sized>(&self, claim: &Claim, processor: &mut P) {
+        lock(&self.progress).summary.claimed += 1;
+        let id = claim.draft().id();
+        let processed = processor.process_to_outcome(claim.draft());
+        let stored = match &processed {
+            Ok(outcome) => {
+                if let Some(hold) = outcome.hold() {
+                    self.runner.hold_for(hold);
+                }
+                while_busy(|| self.runner.store.try_finish(claim, outcome)).map(|_| ())
+            }
+            Err(error) => while_busy(|| self.runner.store.try_give_up(claim, error)),
+        };
+        match (stored, processed) {
+            (Ok(()), Ok(outcome)) => self.finished(id, &outcome),
+            (Ok(()), Err(error)) => {
+                tracing::warn!(
+                    target: "mimir.librarian.draft_error",
+                    draft_id = %id,
+                    class = error.class(),
+                    "processor came to no decision"
+                );
+                self.progress(|summary| summary.errors += 1);
+                if self.runner.stop_at_error {
+                    self.stop(Some(error));
+                }
+            }
+            (Err(LibrarianError::LostClaim { .. }), _) => {
+                tracing::warn!(
+                    target: "mimir.librarian.lost_claim",
+                    draft_id = %id,
+                    "claim was lost; its late result changed nothing"
+                );
+                self.progress(|summary| summary.lost_claims += 1);
+            }
+            (Err(error), _) => self.stop(Some(error)),
+        }
+    }
+
+    fn finished(&self, id: DraftId, outcome: &Outcome) {
+        let decision = outcome.decision();
+        let final_state = decision.target_state().dir_name();
+        self.progress(|summary| {
+            summary.count(decision);
+            if self.runner.keep_items {
+                let final_state = final_state.to_owned();
+                summary.items.push(DraftRunItem { id: id.to_hex(), decision, final_state });
+            }
+        });
+        tracing::info!(
+            target: "mimir.librarian.draft_processed",
+            draft_id = %id,
+            decision = decision.as_str(),
+            final_state,
+            "draft processed"
+        );
+    }
+
+    fn progress(&self, change: impl FnOnce(&mut DraftRunSummary)) {
+        let mut progress = lock(&self.progress);
+        change(&mut progress.summary);
+        self.runner.observe(&progress.summary);
+    }
+
+    /// Close the intake; the first error given is the run's.
+    fn stop(&self, error: Option<LibrarianError>) {
+        lock(&self.intake).open = false;
+        let mut progress = lock(&self.progress);
+        if progress.stopped_by.is_none() {
+            progress.stopped_by = error;
+        }
+    }
+}
+
+fn while_busy<T>(
+    mut attempt: impl FnMut() -> Result<T, LibrarianError>,
+) -> Result<T, LibrarianError> {
+    for _ in 1..BUSY_TRIES {
+        match attempt() {
+            Err(LibrarianError::Busy { .. }) => {}
+            settled => return settled,
+        }
+    }
+    attempt()
+}
+
+/// A poisoned lock means that a processor panicked in another worker; the numbers behind it are
+/// whole, because none of ours panics while it changes them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn record(span: &Span, summary: &DraftRunSummary) {
+    for (name, count) in [
+        ("recovered_processing", summary.recovered_processing),
+        ("pending_seen", summary.pending_seen),
+        ("claimed", summary.claimed),
+        ("accepted", summary.accepted),
+        ("skipped", summary.skipped),
+        ("failed", summary.failed),
+        ("quarantined", summary.quarantined),
+        ("deferred", summary.deferred),
+        ("claim_misses", summary.claim_misses),
+    ] {
+        span.record(name, u64::try_from(count).unwrap_or(u64::MAX));
+    }
+}
+
+/// Run a processor once over what is pending, on this thread.
+///
+/// Takes back what dead runs left (claimed at or before `now - stale_after`, or by a runner that
+/// is dead), looks at what is pending then, and claims, processes and moves those drafts one by
+/// one, first in, first out. What comes in later, and what this run deferred, is left for the
+/// next. Drafts that another runner takes first are counted as `claim_misses`.
+///
+/// # Errors
+///
+/// A processor's error ends the run with that error; the draft stays in `processing` with the
+/// error on record and is tried again once its claim is stale. Errors of the database end it too.
+pub fn run_once<P: DraftProcessor>(
+    store: &DraftStore,
+    processor: &mut P,
+    now: SystemTime,
+    stale_after: Duration,
+) -> Result<DraftRunSummary, LibrarianError> {
+    Runner::new(store, "library")
+        .stale_after(stale_after)
+        .stop_at_error(true)
+        .run_one(processor, now)
+        .into_result()
+}

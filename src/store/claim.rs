@@ -1,0 +1,460 @@
+//! A draft is claimed and finished.
+//!
+//! A claim carries a token that no other claim ever had, and every move out of `processing` by
+//! its holder is guarded by it: the fencing token of distributed locks (Kleppmann, 2016), kept
+//! where the resource is. [`Claim`] owns the token and is consumed by the move, so it cannot be
+//! finished twice; a holder that lost its claim is told so and changes nothing.
+
+use std::fmt;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension as _, named_params, params};
+
+use super::recovery::RunnerRegistration;
+use super::{DraftStore, DraftTransition, draft_columns, draft_of};
+use crate::clock::duration_ms;
+use crate::database::Fault;
+use crate::draft::{Draft, DraftId};
+use crate::error::{LibrarianError, ProcessorError};
+use crate::processor::Outcome;
+use crate::state::{DraftProcessingDecision, DraftState};
+
+/// The longest a draft can be deferred for: 30 days. A due time further ahead can only come from
+/// a clock that was wrong, and is not waited for.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Most bytes of an error that are stored with a draft.
+const MAX_ERROR_BYTES: usize = 8 * 1024;
+
+/// What one run may claim: the drafts that were ready at one moment, in order of submission.
+#[derive(Debug, Clone)]
+pub struct PendingSnapshot {
+    pending_seen: usize,
+    /// Drafts up to here are behind us: one that this run deferred is not met again.
+    after: i64,
+    /// Drafts beyond this came in later.
+    until: i64,
+    remaining: usize,
+}
+
+impl PendingSnapshot {
+    /// How many drafts were pending and due.
+    #[must_use]
+    pub fn pending_seen(&self) -> usize {
+        self.pending_seen
+    }
+
+    /// Whether nothing more is to be had from it.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.remaining == 0
+    }
+}
+
+/// A draft in its holder's hands. Dropping it leaves the draft in `processing`, to be taken back
+/// once the runner's registration is gone.
+#[derive(Debug)]
+pub struct Claim {
+    held: Held,
+    draft: Draft,
+    claims: u64,
+    errors: u64,
+}
+
+impl Claim {
+    /// The draft.
+    #[must_use]
+    pub fn draft(&self) -> &Draft {
+        &self.draft
+    }
+
+    /// How often the draft has been claimed, this time included.
+    #[must_use]
+    pub fn claims(&self) -> u64 {
+        self.claims
+    }
+
+    /// How many errors it had before.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors
+    }
+}
+
+/// What it takes to move a claimed draft on.
+struct Held {
+    seq: i64,
+    id: DraftId,
+    token: [u8; 16],
+    runner: i64,
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({} by runner {})", self.id, self.runner)
+    }
+}
+
+/// What [`DraftStore::claim_next`] came upon.
+#[derive(Debug)]
+pub enum Claimed {
+    /// A draft to process.
+    Draft(Box<Claim>),
+    /// A draft that was claimed and could not be read back: its row or text was damaged from
+    /// outside. It counts an error and stays in `processing`, like one whose processor erred,
+    /// so that it does not stand in the way of the others.
+    Unreadable(DraftId),
+}
+
+impl DraftStore {
+    /// Which drafts a run that begins now may claim.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn pending_snapshot(&self) -> Result<PendingSnapshot, LibrarianError> {
+        self.database().statement("count what is pending", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT count(*), coalesce(max(seq), 0) FROM drafts INDEXED BY drafts_ready \
+                 WHERE state = 'pending' AND due_at = 0",
+            )?;
+            let (seen, until) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(PendingSnapshot { pending_seen: seen, after: 0, until, remaining: seen })
+        })
+    }
+
+    /// Claim the next draft of the snapshot that nobody else has taken, or `None` when it is
+    /// used up. When this returns a draft, the claim survives a crash: the draft goes back to
+    /// pending once the runner is dead.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is claimed then.
+    pub fn claim_next(
+        &self,
+        runner: &RunnerRegistration,
+        snapshot: &mut PendingSnapshot,
+    ) -> Result<Option<Claimed>, LibrarianError> {
+        if snapshot.remaining == 0 {
+            return Ok(None);
+        }
+        let now = self.now_ms();
+        let claimed = self
+            .database()
+            .write("claim a draft", |transaction| claim(transaction, runner.id(), snapshot, now))?;
+        match &claimed {
+            Some((seq, _)) => {
+                snapshot.after = *seq;
+                snapshot.remaining -= 1;
+            }
+            None => snapshot.remaining = 0,
+        }
+        Ok(claimed.map(|(_, claimed)| claimed))
+    }
+
+    /// Move a claimed draft to where the outcome says, and store the outcome with it, in one
+    /// transaction. When this returns, both survive power loss. Returns the state reached.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::LostClaim`] if the claim is no longer the holder's: nothing is changed,
+    /// and the late outcome is kept as a `refused` event of the draft's history.
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
+    pub fn finish(&self, claim: Claim, outcome: &Outcome) -> Result<DraftState, LibrarianError> {
+        self.try_finish(&claim, outcome)
+    }
+
+    /// As [`finish`](Self::finish), for a runner that tries again while the database is busy.
+    pub(crate) fn try_finish(
+        &self,
+        claim: &Claim,
+        outcome: &Outcome,
+    ) -> Result<DraftState, LibrarianError> {
+        let now = self.now_ms();
+        let moved = self.database().write("finish a draft", |transaction| {
+            finish(transaction, &claim.held, outcome, now)
+        })?;
+        if !moved {
+            return Err(LibrarianError::LostClaim { id: claim.held.id });
+        }
+        Ok(outcome.decision().target_state())
+    }
+
+    /// Record that no decision was reached. The draft stays in `processing` without an owner, its
+    /// error counted, until it is stale; recovery then tries it again or, when its errors have
+    /// reached the budget, moves it to `failed`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`finish`](Self::finish).
+    pub fn give_up(&self, claim: Claim, error: &LibrarianError) -> Result<(), LibrarianError> {
+        self.try_give_up(&claim, error)
+    }
+
+    /// As [`give_up`](Self::give_up), for a runner that tries again while the database is busy.
+    pub(crate) fn try_give_up(
+        &self,
+        claim: &Claim,
+        error: &LibrarianError,
+    ) -> Result<(), LibrarianError> {
+        let now = self.now_ms();
+        let recorded = self.database().write("record an error", |transaction| {
+            give_up(transaction, &claim.held, error, now)
+        })?;
+        if !recorded {
+            return Err(LibrarianError::LostClaim { id: claim.held.id });
+        }
+        Ok(())
+    }
+
+    /// Move a draft along one of a runner's edges, as the file version does. A claim made so has
+    /// no owner: age alone recovers it. [`claim_next`](Self::claim_next) and
+    /// [`finish`](Self::finish) are what a runner of one's own should use.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::InvalidDraftTransition`] for an edge that no runner has,
+    /// [`LibrarianError::DraftNotFound`] if the draft is not in `from`.
+    pub fn transition(
+        &self,
+        id: DraftId,
+        from: DraftState,
+        to: DraftState,
+    ) -> Result<DraftTransition, LibrarianError> {
+        if !from.runner_may_move_to(to) {
+            return Err(LibrarianError::InvalidDraftTransition { from, to });
+        }
+        let now = self.now_ms();
+        self.database().write("move a draft", |transaction| {
+            let moved = if to == DraftState::Processing {
+                transaction
+                    .prepare_cached(
+                        "UPDATE drafts SET state = 'processing', claimed_at = :now, due_at = 0, \
+                             claim_token = randomblob(16), claims = claims + 1, decision = NULL, \
+                             note = NULL, output = NULL, updated_at = :now, \
+                             revision = revision + 1 \
+                         WHERE id = :id AND state = 'pending'",
+                    )?
+                    .execute(named_params! { ":id": id, ":now": now })?
+            } else {
+                transaction
+                    .prepare_cached(
+                        "UPDATE drafts SET state = :to, claimed_at = NULL, claim_token = NULL, \
+                             owner = NULL, decision = :decision, updated_at = :now, \
+                             revision = revision + 1 \
+                         WHERE id = :id AND state = 'processing'",
+                    )?
+                    .execute(named_params! {
+                        ":id": id,
+                        ":to": to,
+                        ":decision": Some(to).filter(|to| to.is_terminal()),
+                        ":now": now,
+                    })?
+            };
+            match moved {
+                0 => Err(LibrarianError::DraftNotFound { state: from, id }.into()),
+                _ => Ok(DraftTransition { id, from, to }),
+            }
+        })
+    }
+
+    /// Make claimable what has waited for as long as it was to wait. Returns how many drafts.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn release_due(&self) -> Result<usize, LibrarianError> {
+        let now = self.now_ms();
+        let furthest = now.saturating_add(duration_ms(MAX_RETRY_AFTER));
+        // Most often nothing is due, and a look takes no lock.
+        let any_due = self.database().statement("look for what is due", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1) \
+                 OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0 AND due_at > ?2)",
+            )?;
+            Ok(statement.query_row(params![now, furthest], |row| row.get::<_, bool>(0))?)
+        })?;
+        if !any_due {
+            return Ok(0);
+        }
+        self.database().write("release what is due", |transaction| {
+            let mut released = 0;
+            for sql in [
+                "UPDATE drafts INDEXED BY drafts_delayed \
+                 SET due_at = 0, updated_at = ?1, revision = revision + 1 \
+                 WHERE state = 'pending' AND due_at > 0 AND due_at <= ?2",
+                "UPDATE drafts INDEXED BY drafts_delayed \
+                 SET due_at = 0, updated_at = ?1, revision = revision + 1 \
+                 WHERE state = 'pending' AND due_at > 0 AND due_at > ?2",
+            ]
+            .into_iter()
+            .zip([now, furthest])
+            {
+                let (sql, bound) = sql;
+                released += transaction.prepare_cached(sql)?.execute(params![now, bound])?;
+            }
+            Ok(released)
+        })
+    }
+}
+
+/// The claim: one UPDATE. The index holds only what can be claimed, in the order of claims;
+/// naming it keeps the planner from walking the table instead.
+fn claim(
+    connection: &Connection,
+    runner: i64,
+    snapshot: &PendingSnapshot,
+    now: i64,
+) -> Result<Option<(i64, Claimed)>, Fault> {
+    let mut statement = connection.prepare_cached(concat!(
+        "UPDATE drafts SET state = 'processing', claimed_at = :now, \
+             claim_token = randomblob(16), owner = :runner, claims = claims + 1, \
+             decision = NULL, note = NULL, output = NULL, \
+             updated_at = :now, revision = revision + 1 \
+         WHERE seq = (SELECT seq FROM drafts INDEXED BY drafts_ready \
+                      WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :until \
+                      ORDER BY seq LIMIT 1) \
+         RETURNING ",
+        draft_columns!(),
+        ", claim_token, claims, errors, \
+           (SELECT raw_text FROM draft_texts WHERE draft_texts.seq = drafts.seq) AS raw_text"
+    ))?;
+    let claimed = statement
+        .query_row(
+            named_params! {
+                ":now": now,
+                ":runner": runner,
+                ":after": snapshot.after,
+                ":until": snapshot.until,
+            },
+            |row| {
+                let held = Held {
+                    seq: row.get("seq")?,
+                    id: row.get("id")?,
+                    token: row.get("claim_token")?,
+                    runner,
+                };
+                let claims = row.get("claims")?;
+                let errors = row.get("errors")?;
+                let draft = draft_of(row);
+                Ok((held, draft, claims, errors))
+            },
+        )
+        .optional()?;
+    let Some((held, draft, claims, errors)) = claimed else { return Ok(None) };
+    let seq = held.seq;
+    let claimed = match draft {
+        Ok(draft) => Claimed::Draft(Box::new(Claim { held, draft, claims, errors })),
+        Err(_) => {
+            let error = ProcessorError::new("unreadable", "the stored draft cannot be read back");
+            give_up(connection, &held, &error.into(), now)?;
+            Claimed::Unreadable(held.id)
+        }
+    };
+    Ok(Some((seq, claimed)))
+}
+
+/// The move out of `processing`: one UPDATE, guarded by the token. Returns whether the claim was
+/// still held; if not, what came too late is kept as an event.
+fn finish(
+    connection: &Connection,
+    held: &Held,
+    outcome: &Outcome,
+    now: i64,
+) -> Result<bool, Fault> {
+    let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
+    let delay = outcome.retry_after().filter(|_| deferred).map(|delay| delay.min(MAX_RETRY_AFTER));
+    let moved = connection
+        .prepare_cached(
+            "UPDATE drafts SET state = :to, decision = :decision, note = :note, \
+                 output = :output, due_at = :due_at, defers = defers + :deferred, \
+                 claimed_at = NULL, claim_token = NULL, owner = NULL, \
+                 updated_at = :now, revision = revision + 1 \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! {
+            ":to": outcome.decision().target_state(),
+            ":decision": outcome.decision(),
+            ":note": outcome.note(),
+            ":output": outcome.output(),
+            ":due_at": delay.filter(|delay| !delay.is_zero())
+                .map_or(0, |delay| now.saturating_add(duration_ms(delay).max(1))),
+            ":deferred": deferred,
+            ":now": now,
+            ":seq": held.seq,
+            ":token": held.token,
+        })?;
+    if moved == 0 {
+        connection
+            .prepare_cached(
+                "INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, \
+                     note, output, by_hand) \
+                 SELECT seq, 'refused', state, state, :now, :runner, :decision, :note, :output, 0 \
+                 FROM drafts WHERE seq = :seq",
+            )?
+            .execute(named_params! {
+                ":now": now,
+                ":runner": held.runner,
+                ":decision": outcome.decision(),
+                ":note": outcome.note(),
+                ":output": outcome.output(),
+                ":seq": held.seq,
+            })?;
+    }
+    Ok(moved == 1)
+}
+
+fn give_up(
+    connection: &Connection,
+    held: &Held,
+    error: &LibrarianError,
+    now: i64,
+) -> Result<bool, Fault> {
+    let (class, text) = (error.class(), stored_text(error));
+    let recorded = connection
+        .prepare_cached(
+            "UPDATE drafts SET claim_token = NULL, owner = NULL, errors = errors + 1, \
+                 last_error_class = :class, last_error = :text, \
+                 updated_at = :now, revision = revision + 1 \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! {
+            ":class": class,
+            ":text": text,
+            ":now": now,
+            ":seq": held.seq,
+            ":token": held.token,
+        })?;
+    if recorded == 0 {
+        connection
+            .prepare_cached(
+                "INSERT INTO history (draft, event, from_state, to_state, at, runner, \
+                     error_class, error, by_hand) \
+                 SELECT seq, 'refused', state, state, :now, :runner, :class, :text, 0 \
+                 FROM drafts WHERE seq = :seq",
+            )?
+            .execute(named_params! {
+                ":now": now,
+                ":runner": held.runner,
+                ":class": class,
+                ":text": text,
+                ":seq": held.seq,
+            })?;
+    }
+    Ok(recorded == 1)
+}
+
+/// An error as it is stored: its message, then the detail that is not shown elsewhere.
+fn stored_text(error: &LibrarianError) -> String {
+    let mut text = error.to_string();
+    if let LibrarianError::Processor(error) = error
+        && let Some(detail) = error.detail()
+    {
+        text.push('\n');
+        text.push_str(detail);
+    }
+    text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
+    text
+}

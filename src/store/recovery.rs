@@ -1,0 +1,416 @@
+//! A runner is registered, dies, and its drafts go back.
+//!
+//! Time alone cannot tell a dead runner from a slow one. So each runner holds an exclusive lock
+//! (`flock`) on a file of its own, beside the database, for as long as it lives; the kernel frees
+//! it at death, however that comes, and a pid that is used again means nothing to it. Whoever
+//! finds the lock free knows the runner dead and takes its drafts back at once; while it is held,
+//! age takes nothing. Age decides only where nobody can be asked: for claims without an owner,
+//! and where the lock file is gone.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rusqlite::{Connection, named_params, params};
+use rustix::fs::OFlags;
+
+use super::{DraftStore, DraftTransition};
+use crate::clock::unix_ms;
+use crate::database::Fault;
+use crate::error::LibrarianError;
+use crate::state::DraftState;
+
+/// What one look for abandoned claims did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Drafts that went back to pending.
+    pub to_pending: Vec<DraftTransition>,
+    /// Drafts whose errors had reached the budget, and that went to `failed`.
+    pub to_failed: Vec<DraftTransition>,
+}
+
+/// A runner's entry in the database and its lock: the proof of life. Dropping it says that the
+/// runner ended; what it still has claimed is then taken back by the next run of anyone.
+#[derive(Debug)]
+pub struct RunnerRegistration {
+    store: DraftStore,
+    id: i64,
+    lock_path: PathBuf,
+    /// Holds the lock until the entry says that the runner ended.
+    _lock: File,
+}
+
+impl RunnerRegistration {
+    /// The runner's number: `runners.id`, and `owner` of what it claims.
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+}
+
+impl Drop for RunnerRegistration {
+    fn drop(&mut self) {
+        // If this fails, the freed lock says the same to whoever looks next.
+        let _ = self.store.end_runner(self.id);
+        let _ = fs::remove_file(&self.lock_path);
+    }
+}
+
+/// Whether a runner lives, as far as can be known from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Liveness {
+    Alive,
+    Dead,
+    Unknown,
+}
+
+struct RunnerRow {
+    id: i64,
+    host: String,
+    boot_id: String,
+    lock_file: String,
+    ended: bool,
+}
+
+impl DraftStore {
+    /// Register a runner: take its lock, then enter it. `processor` is a word for what it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn register_runner(&self, processor: &str) -> Result<RunnerRegistration, LibrarianError> {
+        let directory = self.lock_directory()?;
+        let (lock_path, lock) = take_new_lock(&directory)?;
+        let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let now = self.now_ms();
+        let here = Here::new();
+        let entered = self.database().write("register a runner", |transaction| {
+            transaction.execute(
+                "INSERT INTO runners (pid, host, boot_id, program, processor, lock_file, started_at) \
+                 VALUES (:pid, :host, :boot_id, :program, :processor, :lock_file, :now)",
+                named_params! {
+                    ":pid": std::process::id(),
+                    ":host": here.host,
+                    ":boot_id": here.boot_id,
+                    ":program": program_name(),
+                    ":processor": processor,
+                    ":lock_file": lock_file,
+                    ":now": now,
+                },
+            )?;
+            Ok(transaction.last_insert_rowid())
+        });
+        match entered {
+            Ok(id) => Ok(RunnerRegistration { store: self.clone(), id, lock_path, _lock: lock }),
+            Err(error) => {
+                let _ = fs::remove_file(&lock_path);
+                Err(error)
+            }
+        }
+    }
+
+    fn end_runner(&self, id: i64) -> Result<(), LibrarianError> {
+        let now = self.now_ms();
+        self.database().write("end a runner", |transaction| {
+            transaction
+                .prepare_cached("UPDATE runners SET ended_at = ?1 WHERE id = ?2")?
+                .execute(params![now, id])?;
+            Ok(())
+        })
+    }
+
+    /// Take back what nobody works on any more: every claim of a dead runner, and every claim
+    /// that was made at or before `stale_before` and has no owner, or one of whom nothing can be
+    /// known. A claim of a runner that lives is never taken, however old it is.
+    ///
+    /// A draft goes back to pending, or to `failed` if its errors have reached the store's
+    /// budget; the death of its runner counts as one. The first error costs no time; from the
+    /// second on, the draft waits 10 s, 20 s, 40 s … up to an hour, give or take a quarter.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is moved then.
+    pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
+        let now = self.now_ms();
+        let stale_before = unix_ms(stale_before);
+        let (mut dead, mut unknown) = (Vec::new(), Vec::new());
+        let here = Here::new();
+        for runner in self.runners_to_ask_after()? {
+            match self.liveness(&runner, &here) {
+                Liveness::Alive => {}
+                Liveness::Dead => dead.push(runner),
+                Liveness::Unknown => unknown.push(runner.id),
+            }
+        }
+        // Most often nothing is to be done, and a look takes no lock.
+        let any_stale = self.database().read("look for stale claims", |connection| {
+            any_stale(connection, &unknown, stale_before, now)
+        })?;
+        if dead.is_empty() && !any_stale {
+            return Ok(Recovery::default());
+        }
+        let recovery = self.database().write("recover claims", |transaction| {
+            // A clock that was set back leaves claims in the future; they begin to age now.
+            transaction
+                .prepare_cached(
+                    "UPDATE drafts SET claimed_at = ?1, updated_at = ?1, revision = revision + 1 \
+                     WHERE state = 'processing' AND claimed_at > ?1",
+                )?
+                .execute([now])?;
+            let mut recovery = Recovery::default();
+            let max_errors = self.max_errors();
+            for runner in &dead {
+                take_back(
+                    transaction,
+                    Some(runner.id),
+                    i64::MAX,
+                    1,
+                    max_errors,
+                    now,
+                    &mut recovery,
+                )?;
+                transaction
+                    .prepare_cached(
+                        "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL",
+                    )?
+                    .execute(params![now, runner.id])?;
+            }
+            for owner in unknown.iter().copied().map(Some).chain([None]) {
+                take_back(transaction, owner, stale_before, 0, max_errors, now, &mut recovery)?;
+            }
+            Ok(recovery)
+        })?;
+        if let Ok(directory) = self.lock_directory() {
+            for runner in &dead {
+                if let Some(path) = lock_path(&directory, &runner.lock_file) {
+                    let _ = fs::remove_file(path);
+                }
+            }
+        }
+        Ok(recovery)
+    }
+
+    /// As [`recover`](Self::recover), under the name and with the result of the file version:
+    /// the drafts that went back to pending.
+    ///
+    /// # Errors
+    ///
+    /// As for [`recover`](Self::recover).
+    pub fn recover_stale_processing(
+        &self,
+        stale_before: SystemTime,
+    ) -> Result<Vec<DraftTransition>, LibrarianError> {
+        self.recover(stale_before).map(|recovery| recovery.to_pending)
+    }
+
+    /// Runners that have not said that they ended, and those that own a claim all the same.
+    fn runners_to_ask_after(&self) -> Result<Vec<RunnerRow>, LibrarianError> {
+        self.database().read("look for dead runners", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT id, host, boot_id, lock_file, ended_at IS NOT NULL AS ended FROM runners \
+                 WHERE ended_at IS NULL \
+                 UNION \
+                 SELECT owners.owner, coalesce(r.host, ''), coalesce(r.boot_id, ''), \
+                        coalesce(r.lock_file, ''), r.ended_at IS NOT NULL \
+                 FROM (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
+                       WHERE state = 'processing' AND owner IS NOT NULL) AS owners \
+                 LEFT JOIN runners r ON r.id = owners.owner",
+            )?;
+            let rows = statement.query_map([], |row| {
+                Ok(RunnerRow {
+                    id: row.get("id")?,
+                    host: row.get("host")?,
+                    boot_id: row.get("boot_id")?,
+                    lock_file: row.get("lock_file")?,
+                    ended: row.get("ended")?,
+                })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    fn liveness(&self, runner: &RunnerRow, here: &Here) -> Liveness {
+        if runner.ended {
+            return Liveness::Dead;
+        }
+        if runner.boot_id != here.boot_id {
+            // Locks do not outlive the kernel. Of another machine nothing can be known.
+            let rebooted = runner.host == here.host;
+            return if rebooted { Liveness::Dead } else { Liveness::Unknown };
+        }
+        let path = match self.lock_directory() {
+            Ok(directory) => lock_path(&directory, &runner.lock_file),
+            Err(_) => None,
+        };
+        let lock = path.and_then(|path| {
+            fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path).ok()
+        });
+        // Shared, so that two who look at once do not take each other for the runner.
+        match lock.map(|lock| lock.try_lock_shared()) {
+            Some(Ok(())) => Liveness::Dead,
+            Some(Err(fs::TryLockError::WouldBlock)) => Liveness::Alive,
+            Some(Err(fs::TryLockError::Error(_))) | None => Liveness::Unknown,
+        }
+    }
+
+    /// The directory of lock files: beside the database itself, wherever a link to it may lie.
+    fn lock_directory(&self) -> Result<PathBuf, LibrarianError> {
+        let path = self.path();
+        let mut name = fs::canonicalize(path)
+            .map_err(|source| LibrarianError::Io { doing: "find", path: path.to_owned(), source })?
+            .into_os_string();
+        name.push("-runners");
+        Ok(PathBuf::from(name))
+    }
+}
+
+/// One UPDATE: what this owner (`None`: nobody) claimed at or before `stale_before` goes back,
+/// with `crashes` more errors.
+fn take_back(
+    connection: &Connection,
+    owner: Option<i64>,
+    stale_before: i64,
+    crashes: i64,
+    max_errors: u32,
+    now: i64,
+    recovery: &mut Recovery,
+) -> Result<(), Fault> {
+    let mut statement = connection.prepare_cached(
+        "UPDATE drafts INDEXED BY drafts_in_flight SET \
+             state = CASE WHEN :max > 0 AND errors + :crashes >= :max \
+                          THEN 'failed' ELSE 'pending' END, \
+             due_at = CASE WHEN errors + :crashes < 2 \
+                             OR (:max > 0 AND errors + :crashes >= :max) THEN 0 \
+                           ELSE :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
+                                * (75 + abs(random() % 51)) / 100 END, \
+             errors = errors + :crashes, \
+             last_error_class = CASE WHEN :crashes > 0 THEN 'crash' ELSE last_error_class END, \
+             last_error = CASE WHEN :crashes > 0 \
+                               THEN 'the runner ended while the draft was being processed' \
+                               ELSE last_error END, \
+             claimed_at = NULL, claim_token = NULL, owner = NULL, \
+             updated_at = :now, revision = revision + 1 \
+         WHERE state = 'processing' AND owner IS :owner AND claimed_at <= :stale_before \
+         RETURNING id, state",
+    )?;
+    let rows = statement.query_map(
+        named_params! {
+            ":max": max_errors,
+            ":crashes": crashes,
+            ":now": now,
+            ":owner": owner,
+            ":stale_before": stale_before,
+        },
+        |row| {
+            let to = row.get("state")?;
+            Ok(DraftTransition { id: row.get("id")?, from: DraftState::Processing, to })
+        },
+    )?;
+    for transition in rows {
+        let transition = transition?;
+        match transition.to {
+            DraftState::Failed => recovery.to_failed.push(transition),
+            _ => recovery.to_pending.push(transition),
+        }
+    }
+    Ok(())
+}
+
+fn any_stale(
+    connection: &Connection,
+    unknown: &[i64],
+    stale_before: i64,
+    now: i64,
+) -> Result<bool, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                        WHERE state = 'processing' AND owner IS ?1 AND claimed_at <= ?2) \
+             OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                        WHERE state = 'processing' AND claimed_at > ?3)",
+    )?;
+    for owner in unknown.iter().copied().map(Some).chain([None]) {
+        if statement.query_row(params![owner, stale_before, now], |row| row.get(0))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Make a lock file that nobody had before, and lock it.
+fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
+    let cannot = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LibrarianError::CannotCreate { path, source }
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(cannot(directory))?;
+    loop {
+        let path = directory.join(format!("{:016x}.lock", fastrand::u64(..)));
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(lock) => {
+                lock.lock().map_err(cannot(&path))?;
+                return Ok((path, lock));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(cannot(&path)(source)),
+        }
+    }
+}
+
+/// Where this lock file is, if the name is one that we give: a database may come from anywhere,
+/// and the file is deleted in the end.
+fn lock_path(directory: &Path, lock_file: &str) -> Option<PathBuf> {
+    let stem = lock_file.strip_suffix(".lock")?;
+    let ours = stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit());
+    ours.then(|| directory.join(lock_file))
+}
+
+fn no_follow() -> i32 {
+    // The flag fits: it is one bit of a C int.
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
+}
+
+/// What tells this machine, and this run of its kernel, from others.
+struct Here {
+    host: String,
+    boot_id: String,
+}
+
+impl Here {
+    fn new() -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self { host, boot_id: boot_id.trim().to_owned() }
+    }
+}
+
+/// The name of this program, without its directory.
+fn program_name() -> String {
+    std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_lock_files_are_touched() {
+        let directory = Path::new("/d");
+        let ours = lock_path(directory, "0123456789abcdef.lock");
+        assert_eq!(ours.as_deref(), Some(Path::new("/d/0123456789abcdef.lock")));
+        for other in
+            ["", ".lock", "../../etc/passwd", "../23456789abcdef.lock", "x/0123456789abcdef.lock"]
+        {
+            assert_eq!(lock_path(directory, other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! An operator does something about a draft.
+
+use rusqlite::{Connection, named_params};
+use serde::Serialize;
+
+use super::{DraftStore, state_of};
+use crate::database::Fault;
+use crate::draft::DraftId;
+use crate::error::LibrarianError;
+use crate::state::DraftState;
+
+/// What a requeue did with one draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requeued {
+    /// The draft.
+    pub id: DraftId,
+    /// The state it was in. If that is pending, nothing was changed.
+    pub from: DraftState,
+}
+
+impl Serialize for Requeued {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct as _;
+        let mut fields = serializer.serialize_struct("Requeued", 3)?;
+        fields.serialize_field("id", &self.id.to_hex())?;
+        fields.serialize_field("from", &self.from)?;
+        fields.serialize_field("state", &DraftState::Pending)?;
+        fields.end()
+    }
+}
+
+impl DraftStore {
+    /// Put finished drafts back to pending, to be processed again in their old place in the
+    /// order, with a fresh error budget and no delay. One that is pending already stays as it is.
+    /// All in one transaction: on an error, none is moved.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::UnknownDraft`] for an id that no draft has;
+    /// [`LibrarianError::InvalidDraftTransition`] for a draft that is being processed.
+    pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
+        let now = self.now_ms();
+        self.database().write("requeue drafts", |transaction| {
+            ids.iter().map(|id| requeue(transaction, *id, now)).collect()
+        })
+    }
+}
+
+fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, Fault> {
+    let from = state_of(connection, id)?.ok_or(LibrarianError::UnknownDraft { id })?;
+    if from == DraftState::Processing {
+        let to = DraftState::Pending;
+        return Err(LibrarianError::InvalidDraftTransition { from, to }.into());
+    }
+    connection
+        .prepare_cached(
+            "UPDATE drafts SET state = 'pending', decision = NULL, note = NULL, output = NULL, \
+                 errors = 0, last_error_class = NULL, last_error = NULL, due_at = 0, \
+                 updated_at = :now, revision = revision + 1 \
+             WHERE id = :id AND state NOT IN ('pending', 'processing')",
+        )?
+        .execute(named_params! { ":id": id, ":now": now })?;
+    Ok(Requeued { id, from })
+}

@@ -1,0 +1,15 @@
+//! A directory with a store in it, and the built binary.
+
+
+
+use std::time::SystemTime;
+
+use draftq::{Draft, DraftMetadata, DraftSourceSurface};
+
+/// A draft of this text, from the command line, of this moment.
+pub fn draft(text: &str) -> Draft {
+    Draft::with_metadata(
+        text.to_owned(),
+        DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now()),
+    )
+}
