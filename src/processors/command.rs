@@ -1,0 +1,258 @@
+//! A processor that asks any program: one process per draft.
+
+mod registry;
+mod reply;
+mod running;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+use std::{env, fs, io, path};
+
+use rustix::io::Errno;
+
+use self::registry::Registry;
+use self::running::Ending;
+use crate::draft::Draft;
+use crate::error::{LibrarianError, ProcessorError};
+use crate::processor::{DraftProcessor, Outcome};
+use crate::state::DraftProcessingDecision;
+
+pub use self::reply::{MAX_NOTE_BYTES, MAX_REPLY_DELAY};
+pub use self::running::MAX_OUTPUT_BYTES;
+pub use self::tail::STDERR_TAIL_BYTES;
+
+/// The exit code that means "not now": `EX_TEMPFAIL` of sysexits.h.
+const EX_TEMPFAIL: i32 = 75;
+
+/// Starts a program for each draft and takes its answer as the decision.
+///
+/// **What the program gets.** The arguments as given, with no shell in between; the environment
+/// and the working directory of this process; on standard input the draft as one line of JSON
+/// ([`Draft::to_envelope`]), then end of file. It may read as much of that as it likes. The
+/// draft's text is in no argument, no environment variable and no file.
+///
+/// **What it answers.** An exit code, and if it likes a line of JSON as the last non-empty line
+/// of its standard output:
+///
+/// ```json
+/// {"decision":"deferred","note":"not now","output":{"any":"JSON"},"retry_after_secs":60,"hold_secs":2.5}
+/// ```
+///
+/// All keys but `decision` are optional, null is as good as absent, and other keys are ignored.
+/// `decision` is one of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`; the two
+/// delays are numbers of seconds, not negative, and held to [`MAX_REPLY_DELAY`]; the note has at
+/// most [`MAX_NOTE_BYTES`]; the output is kept as it was written.
+///
+/// | the program ended with | and such a line | and no such line |
+/// |---|---|---|
+/// | exit code 0 | the line decides | accepted |
+/// | exit code 75 (`EX_TEMPFAIL`) | the line decides | deferred |
+/// | any other exit code, or a signal | error | error |
+///
+/// A program that failed after it had printed its line is not believed: it may have died before
+/// it finished what the line speaks of. To be on the safe side, a last line that begins with `{`
+/// and is not valid JSON is an error and not "no such line", and so is a `}` that stands alone
+/// (the end of an object that was printed over several lines): a program that tried to say
+/// "quarantined" must not be heard as "accepted".
+///
+/// **Errors.** [`ProcessorError`] of one of these classes; the tail of the program's standard
+/// error, with control characters escaped, at most [`STDERR_TAIL_BYTES`], is its detail:
+///
+/// | class | when |
+/// |---|---|
+/// | `exit` | another exit code than 0 and 75 |
+/// | `signal` | killed by a signal |
+/// | `timeout` | not finished by its deadline |
+/// | `output_too_large` | more than [`MAX_OUTPUT_BYTES`] on standard output |
+/// | `protocol` | a line with `decision` that breaks the rules above |
+/// | `spawn` | could not be started |
+/// | `io` | could not be watched |
+///
+/// **What stays behind.** Nothing of the program's process group. The program is started as the
+/// leader of a group of its own, and the whole group is killed (`SIGKILL`) when the program has
+/// exited, is over its deadline or its output cap, before `process` returns. Killing the
+/// background children of a program that ended well is on purpose: they would otherwise pile up,
+/// one set per draft, with nobody watching, and could still be working on a draft whose fate is
+/// recorded. What is to outlive the program must leave the group (`setsid`). Children that hold
+/// standard output open are given 100 ms to finish; what they write until then counts.
+///
+/// `process` returns within a second of the deadline whatever the program does. A program that
+/// cannot be killed (it runs as another user, or hangs in the kernel) is left to itself after
+/// half a second. If this process itself is killed, a program that is running goes on: Linux
+/// offers no way to bind it that needs no unsafe code.
+///
+/// Two things are expected of the calling process, and are so in every ordinary Rust program:
+/// `SIGPIPE` is ignored (a program may close its standard input early), and `SIGCHLD` is not
+/// (exit statuses would be lost, and every draft would be an `io` error).
+#[derive(Debug, Clone)]
+pub struct CommandProcessor {
+    program: PathBuf,
+    name: OsString,
+    args: Vec<OsString>,
+    timeout: Option<Duration>,
+    registry: &'static Registry,
+}
+
+impl CommandProcessor {
+    /// A processor that runs this program with these arguments, without a time limit.
+    ///
+    /// The program is looked up right away, so that a wrong name can be told once and before any
+    /// draft is claimed. A name with a slash is a path, from the working directory if it is
+    /// relative; any other is looked for in `PATH`. The program is then always the one found
+    /// here, and its `argv[0]` is the name as given.
+    ///
+    /// # Errors
+    ///
+    /// Only ever [`LibrarianError::Io`] with `doing: "run"` and a `source` of one of two kinds:
+    /// [`io::ErrorKind::NotFound`] if there is no such program, and
+    /// [`io::ErrorKind::PermissionDenied`] if there is such a file but it cannot be executed.
+    pub fn new(program: &OsStr, args: Vec<OsString>) -> Result<Self, LibrarianError> {
+        let found = find(program).map_err(|(path, errno)| LibrarianError::Io {
+            doing: "run",
+            path,
+            source: errno.into(),
+        })?;
+        Ok(Self {
+            program: found,
+            name: program.to_owned(),
+            args,
+            timeout: None,
+            registry: &registry::RUNNING,
+        })
+    }
+
+    /// The same with a time limit per draft, from the start of the program to its exit; `None` is
+    /// no limit.
+    #[must_use]
+    pub fn with_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
+        Self { timeout: timeout.into(), ..self }
+    }
+}
+
+impl DraftProcessor for CommandProcessor {
+    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        self.process_to_outcome(draft).map(|outcome| outcome.decision())
+    }
+
+    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        let mut input = draft.to_envelope();
+        input.push('\n');
+        let mut command = Command::new(&self.program);
+        command.arg0(&self.name).args(&self.args);
+        let finished = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)?;
+        judge(&finished.ending, &finished.stdout)
+            .map_err(|error| error.with_detail(finished.stderr.to_text()).into())
+    }
+}
+
+/// Kill every program that a [`CommandProcessor`] of this process has running, with its process
+/// group, and let none be started any more: a `process` that is waiting for its program, or is
+/// called later, returns an error.
+///
+/// For the moment before this process exits; there is no way back. Returns at once, without
+/// waiting for the programs to be gone. To be called from an ordinary thread, not from within a
+/// signal handler: it takes locks.
+pub fn kill_running_programs() {
+    registry::RUNNING.stop();
+}
+
+/// The absolute path of the program, or the path at fault and what is wrong with it.
+fn find(program: &OsStr) -> Result<PathBuf, (PathBuf, Errno)> {
+    if program.as_bytes().contains(&b'/') {
+        let path = path::absolute(program).map_err(|_| (program.into(), Errno::NOENT))?;
+        return which::which(&path).map_err(|_| (program.into(), why_not(&path)));
+    }
+    which::which(program)
+        .and_then(|found| path::absolute(found).map_err(|_| which::Error::CannotFindBinaryPath))
+        .map_err(|_| {
+            // A file in PATH that is only lacking its x bit is more help than "not found".
+            let dirs = env::var_os("PATH").unwrap_or_default();
+            env::split_paths(&dirs)
+                .map(|dir| dir.join(program))
+                .find(|path| !program.is_empty() && path.is_file())
+                .map_or((program.into(), Errno::NOENT), |path| (path, Errno::ACCESS))
+        })
+}
+
+/// Why the file at this path, which is not a program that can be run, is none.
+fn why_not(path: &Path) -> Errno {
+    match fs::metadata(path) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Errno::NOENT,
+        _ => Errno::ACCESS,
+    }
+}
+
+/// The decision that follows from how a program ended and what it printed.
+fn judge(ending: &Ending, stdout: &[u8]) -> Result<Outcome, ProcessorError> {
+    match ending {
+        Ending::Exited(status) => match status.code() {
+            Some(0) => Ok(reply::last(stdout)?.unwrap_or(DraftProcessingDecision::Accepted.into())),
+            Some(EX_TEMPFAIL) => {
+                Ok(reply::last(stdout)?.unwrap_or(DraftProcessingDecision::Deferred.into()))
+            }
+            _ => Err(failure(*status)),
+        },
+        Ending::TimedOut { limit, killed } => {
+            let end = if *killed { "was killed" } else { "could not be killed" };
+            let message = format!("the program did not finish within {limit:?} and {end}");
+            Err(ProcessorError::new("timeout", message))
+        }
+        Ending::OutputTooLarge => {
+            let message = format!(
+                "the program wrote more than {MAX_OUTPUT_BYTES} bytes to its standard output and was killed"
+            );
+            Err(ProcessorError::new("output_too_large", message))
+        }
+    }
+}
+
+/// The error of a program that ended neither with 0 nor with 75.
+fn failure(status: ExitStatus) -> ProcessorError {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => {
+            ProcessorError::new("exit", format!("the program exited with status {code}"))
+        }
+        (None, Some(signal)) => {
+            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
+            ProcessorError::new(
+                "signal",
+                format!("the program was killed by signal {signal}{name}"),
+            )
+        }
+        // Stopped or continued: not asked for, so not reported.
+        (None, None) => ProcessorError::new("signal", "the program ended without an exit status"),
+    }
+}
+
+/// The usual name of a signal that can end a process.
+fn signal_name(signal: i32) -> Option<&'static str> {
+    use rustix::process::Signal;
+    Some(match Signal::from_named_raw(signal)? {
+        Signal::HUP => "SIGHUP",
+        Signal::INT => "SIGINT",
+        Signal::QUIT => "SIGQUIT",
+        Signal::ILL => "SIGILL",
+        Signal::TRAP => "SIGTRAP",
+        Signal::ABORT => "SIGABRT",
+        Signal::BUS => "SIGBUS",
+        Signal::FPE => "SIGFPE",
+        Signal::KILL => "SIGKILL",
+        Signal::USR1 => "SIGUSR1",
+        Signal::SEGV => "SIGSEGV",
+        Signal::USR2 => "SIGUSR2",
+        Signal::PIPE => "SIGPIPE",
+        Signal::ALARM => "SIGALRM",
+        Signal::TERM => "SIGTERM",
+        Signal::XCPU => "SIGXCPU",
+        Signal::XFSZ => "SIGXFSZ",
+        Signal::SYS => "SIGSYS",
+        _ => return None,
+    })
+}
