@@ -9,3 +9,4 @@ pub mod escape;
 pub mod processor;
 pub mod processors;
 pub mod state;
+pub mod sweep;
