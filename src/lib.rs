@@ -59,6 +59,7 @@ pub mod processors;
 pub mod runner;
 pub mod state;
 pub mod store;
+pub mod sweep;
 
 pub use draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
 pub use error::LibrarianError;

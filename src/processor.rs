@@ -9,6 +9,11 @@ use crate::draft::Draft;
 use crate::error::LibrarianError;
 use crate::state::DraftProcessingDecision;
 
+/// The longest that a draft can be deferred or a runner be held for: 30 days. What asks for more
+/// gets this. A due time further ahead can only come from a clock that was wrong, and is not
+/// waited for.
+pub const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// Looks at one draft and decides where it goes.
 ///
 /// A processor sees each draft **at least once**: if the runner or the machine dies between the
@@ -82,7 +87,7 @@ impl Outcome {
         Ok(Self { output: Some(json), ..self })
     }
 
-    /// For a deferral: not to be claimed again before this long has passed (at most 30 days).
+    /// For a deferral: not to be claimed again before this long has passed (at most [`MAX_DELAY`]).
     #[must_use]
     pub fn with_retry_after(self, delay: Duration) -> Self {
         Self { retry_after: Some(delay), ..self }

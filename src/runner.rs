@@ -10,7 +10,7 @@ use tracing::{Span, field};
 
 use crate::draft::DraftId;
 use crate::error::LibrarianError;
-use crate::processor::{DraftProcessor, Outcome};
+use crate::processor::{DraftProcessor, MAX_DELAY, Outcome};
 use crate::state::DraftProcessingDecision;
 use crate::store::DraftStore;
 use crate::store::claim::{Claim, Claimed, PendingSnapshot};
@@ -358,7 +358,7 @@ impl Runner {
     }
 
     fn hold_for(&self, hold: Duration) {
-        let until = Instant::now().checked_add(hold);
+        let until = Instant::now().checked_add(hold.min(MAX_DELAY));
         let mut hold_until = lock(&self.hold_until);
         *hold_until = (*hold_until).max(until);
     }

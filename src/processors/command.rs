@@ -24,7 +24,7 @@ use crate::error::{LibrarianError, ProcessorError};
 use crate::processor::{DraftProcessor, Outcome};
 use crate::state::DraftProcessingDecision;
 
-pub use self::reply::{MAX_NOTE_BYTES, MAX_REPLY_DELAY};
+pub use self::reply::MAX_NOTE_BYTES;
 pub use self::running::MAX_OUTPUT_BYTES;
 pub use self::tail::STDERR_TAIL_BYTES;
 
@@ -47,7 +47,7 @@ const EX_TEMPFAIL: i32 = 75;
 ///
 /// All keys but `decision` are optional, null is as good as absent, and other keys are ignored.
 /// `decision` is one of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`; the two
-/// delays are numbers of seconds, not negative, and held to [`MAX_REPLY_DELAY`]; the note has at
+/// delays are numbers of seconds, not negative, and held to [`MAX_DELAY`](crate::processor::MAX_DELAY); the note has at
 /// most [`MAX_NOTE_BYTES`]; the output is kept as it was written.
 ///
 /// | the program ended with | and such a line | and no such line |

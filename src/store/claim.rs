@@ -6,7 +6,6 @@
 //! finished twice; a holder that lost its claim is told so and changes nothing.
 
 use std::fmt;
-use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 
@@ -16,12 +15,8 @@ use crate::clock::duration_ms;
 use crate::database::Fault;
 use crate::draft::{Draft, DraftId};
 use crate::error::{LibrarianError, ProcessorError};
-use crate::processor::Outcome;
+use crate::processor::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
-
-/// The longest a draft can be deferred for: 30 days. A due time further ahead can only come from
-/// a clock that was wrong, and is not waited for.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Most bytes of an error that are stored with a draft.
 const MAX_ERROR_BYTES: usize = 8 * 1024;
@@ -265,7 +260,7 @@ impl DraftStore {
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn release_due(&self) -> Result<usize, LibrarianError> {
         let now = self.now_ms();
-        let furthest = now.saturating_add(duration_ms(MAX_RETRY_AFTER));
+        let furthest = now.saturating_add(duration_ms(MAX_DELAY));
         // Most often nothing is due, and a look takes no lock.
         let any_due = self.database().statement("look for what is due", |connection| {
             let mut statement = connection.prepare_cached(
@@ -365,7 +360,7 @@ fn finish(
     now: i64,
 ) -> Result<bool, Fault> {
     let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
-    let delay = outcome.retry_after().filter(|_| deferred).map(|delay| delay.min(MAX_RETRY_AFTER));
+    let delay = outcome.retry_after().filter(|_| deferred).map(|delay| delay.min(MAX_DELAY));
     let moved = connection
         .prepare_cached(
             "UPDATE drafts SET state = :to, decision = :decision, note = :note, \

@@ -1,7 +1,5 @@
 //! A directory with a store in it, and the built binary.
 
-
-
 use std::time::SystemTime;
 
 use draftq::{Draft, DraftMetadata, DraftSourceSurface};

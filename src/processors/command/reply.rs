@@ -7,14 +7,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::ProcessorError;
-use crate::processor::Outcome;
+use crate::processor::{MAX_DELAY, Outcome};
 use crate::state::DraftProcessingDecision;
 
 /// Longest note that a program may give: 64 KiB, in bytes of UTF-8.
 pub const MAX_NOTE_BYTES: usize = 64 * 1024;
-
-/// Longest delay that a program may ask for: 30 days. A longer one is taken as this.
-pub const MAX_REPLY_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The outcome that the last non-empty line of this output gives, or `None` if that line is not
 /// one that decides.
@@ -111,7 +108,7 @@ impl Reply<'_> {
     }
 }
 
-/// A number of seconds, at most [`MAX_REPLY_DELAY`].
+/// A number of seconds, at most [`MAX_DELAY`].
 fn delay(secs: &RawValue, key: &str) -> Result<Duration, ProcessorError> {
     let wrong = || protocol(&format!("the program's {key} is not a number of seconds from 0 up"));
     // Not through serde_json, which refuses 1e400: here it is only one more number over the limit.
@@ -120,7 +117,7 @@ fn delay(secs: &RawValue, key: &str) -> Result<Duration, ProcessorError> {
     if secs.is_nan() || secs < 0.0 {
         return Err(wrong());
     }
-    Ok(Duration::try_from_secs_f64(secs).unwrap_or(MAX_REPLY_DELAY).min(MAX_REPLY_DELAY))
+    Ok(Duration::try_from_secs_f64(secs).unwrap_or(MAX_DELAY).min(MAX_DELAY))
 }
 
 #[cfg(test)]
@@ -255,11 +252,11 @@ mod tests {
             ("1e1", Duration::from_secs(10)),
             ("1E+1", Duration::from_secs(10)),
             ("1e-300", Duration::ZERO),
-            ("2592000", MAX_REPLY_DELAY),
-            ("2592001", MAX_REPLY_DELAY),
-            ("1e300", MAX_REPLY_DELAY),
-            ("1e999", MAX_REPLY_DELAY),
-            ("99999999999999999999999999999999999999999", MAX_REPLY_DELAY),
+            ("2592000", MAX_DELAY),
+            ("2592001", MAX_DELAY),
+            ("1e300", MAX_DELAY),
+            ("1e999", MAX_DELAY),
+            ("99999999999999999999999999999999999999999", MAX_DELAY),
         ] {
             let line = format!(
                 r#"{{"decision":"deferred","retry_after_secs":{number},"hold_secs":{number}}}"#
