@@ -138,8 +138,13 @@ impl Draft {
         }
     }
 
-    /// Why a store with this limit would refuse the draft, if it would.
-    pub(crate) fn check(&self, max_text_bytes: usize) -> Result<(), LibrarianError> {
+    /// Whether a store with this limit takes the draft.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::DraftRejected`] if the text is blank or longer than `max_text_bytes`
+    /// bytes of UTF-8, or the metadata is out of bounds.
+    pub fn check(&self, max_text_bytes: usize) -> Result<(), LibrarianError> {
         let rejected = |reason| Err(LibrarianError::DraftRejected { id: self.id, reason });
         if self.raw_text.trim().is_empty() {
             return rejected(DraftRejection::EmptyText);

@@ -1,0 +1,24 @@
+//! The log, on standard error.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing_subscriber::EnvFilter;
+
+/// Start logging: what `RUST_LOG` says; else `info`, but `warn` on a terminal, where a progress
+/// bar tells the same, and `error` if it is to be quiet.
+pub fn start(quiet: bool) {
+    let level = match (quiet, io::stderr().is_terminal()) {
+        (true, _) => "error",
+        (false, true) => "warn",
+        (false, false) => "info",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let colour =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+    // A second subscriber in one process is no reason to fail.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(io::stderr)
+        .try_init();
+}

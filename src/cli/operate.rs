@@ -1,0 +1,55 @@
+//! An operator does something about drafts: `requeue`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use draftq::DraftState;
+
+use super::Context;
+use super::failure::Failure;
+use super::look::resolve;
+use super::render::count;
+
+/// Put finished drafts back to pending, to be processed again.
+///
+/// A requeued draft keeps its place in the order of submission, and its error count starts anew.
+/// Its history stays. If one of the drafts cannot be requeued, none is.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  draftq requeue 5c1d06e9
+  draftq list --state failed --json | jq -r .id | xargs draftq requeue")]
+pub struct Requeue {
+    /// The drafts' ids, or unique beginnings of them.
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+}
+
+impl Requeue {
+    pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let store = context.store()?;
+        let ids: Vec<_> =
+            self.ids.iter().map(|id| resolve(&store, id)).collect::<Result<_, _>>()?;
+        let requeued = store.requeue(&ids)?;
+        let output = context.output();
+        if output.is_json() {
+            for draft in &requeued {
+                output.json(draft)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let idle = requeued.iter().filter(|draft| draft.from == DraftState::Pending).count();
+        let moved = count(requeued.len() - idle, "draft");
+        output.text(&match idle {
+            0 => format!("Requeued {moved}."),
+            idle => format!(
+                "Requeued {moved}; {} pending already.",
+                match idle {
+                    1 => "1 was".to_owned(),
+                    idle => format!("{idle} were"),
+                }
+            ),
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

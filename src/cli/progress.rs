@@ -1,0 +1,78 @@
+//! A progress bar on standard error, where somebody watches it.
+
+use std::sync::Mutex;
+
+use draftq::DraftRunSummary;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar, or nothing at all.
+#[derive(Debug, Clone)]
+pub struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    /// A bar if it is wanted.
+    pub fn new(wanted: bool, total: usize, what: &'static str) -> Self {
+        if !wanted {
+            return Self(None);
+        }
+        let bar = ProgressBar::new(u64::try_from(total).unwrap_or(u64::MAX));
+        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {per_sec} {msg}");
+        // The template is a constant; without it the bar has its default look.
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what);
+        Self(Some(bar))
+    }
+
+    /// One more is done.
+    pub fn advance(&self) {
+        if let Some(bar) = &self.0 {
+            bar.inc(1);
+        }
+    }
+
+    /// Take the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The bar of a run: it appears when the run knows how much there is to do.
+#[derive(Debug)]
+pub struct RunProgress {
+    wanted: bool,
+    bar: Mutex<Option<Progress>>,
+}
+
+impl RunProgress {
+    /// A bar if it is wanted.
+    pub fn new(wanted: bool) -> Self {
+        Self { wanted, bar: Mutex::new(None) }
+    }
+
+    /// Show how far the run is.
+    pub fn show(&self, summary: &DraftRunSummary) {
+        if !self.wanted || summary.pending_seen == 0 {
+            return;
+        }
+        let Ok(mut bar) = self.bar.lock() else { return };
+        let Progress(bar) =
+            bar.get_or_insert_with(|| Progress::new(true, summary.pending_seen, "run"));
+        if let Some(bar) = bar {
+            bar.set_position(u64::try_from(summary.done()).unwrap_or(u64::MAX));
+            bar.set_message(super::work::tally(summary));
+        }
+    }
+
+    /// Take the bar away.
+    pub fn clear(&self) {
+        if let Ok(mut bar) = self.bar.lock()
+            && let Some(bar) = bar.take()
+        {
+            bar.clear();
+        }
+    }
+}

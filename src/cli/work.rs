@@ -1,0 +1,309 @@
+//! Drafts are processed: `run` and `watch`.
+
+use std::ffi::OsString;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::{ArgGroup, Args};
+use draftq::processors::command::CommandProcessor;
+use draftq::runner::{Cancellation, RunReport};
+use draftq::store::DEFAULT_MAX_ERRORS;
+use draftq::{
+    DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
+    DraftStore, Runner,
+};
+use serde::Serialize;
+
+use super::Context;
+use super::failure::{EX_SOFTWARE, Failure, say};
+use super::intake::{Provenance, Staging, SweepSummary};
+use super::progress::RunProgress;
+use super::render::{Output, count, duration};
+use super::signals;
+
+/// What decides about the drafts, and how the run goes about it.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("processor").required(true)))]
+struct Processing {
+    /// Defer every draft: a dry run, which changes nothing for good.
+    #[arg(long, group = "processor")]
+    defer: bool,
+    /// The program that decides, and its arguments. It is started once per draft, reads the draft
+    /// as a line of JSON, and answers with its exit code (0 accepted, 75 deferred, others are
+    /// errors) or a last line such as {"decision":"skipped","note":"…"}.
+    #[arg(last = true, group = "processor", value_name = "PROGRAM [ARG]…")]
+    program: Vec<OsString>,
+    /// Kill the program, and what it started, if it takes longer than this for a draft.
+    #[arg(long, value_name = "SECS", conflicts_with = "defer")]
+    timeout_secs: Option<NonZeroU64>,
+    /// How many programs run at the same time.
+    #[arg(long, value_name = "N", default_value = "1")]
+    jobs: NonZeroUsize,
+    /// How old a claim that nobody holds must be to be taken back.
+    #[arg(long, value_name = "SECS", default_value_t = DEFAULT_PROCESSING_STALE_SECS)]
+    stale_processing_secs: u64,
+    /// After how many errors a draft goes to `failed`; 0 is no limit.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ERRORS)]
+    max_errors: u32,
+    /// After a first SIGINT or SIGTERM, how long programs may still run before they are killed;
+    /// without it, for as long as they like.
+    #[arg(long, value_name = "SECS")]
+    grace_secs: Option<u64>,
+}
+
+type AnyProcessor = Box<dyn DraftProcessor + Send>;
+
+/// What is ready to run.
+struct Ready {
+    name: &'static str,
+    processors: Vec<AnyProcessor>,
+}
+
+impl Processing {
+    /// The processors, if there is such a program: said once, and before anything is claimed.
+    fn ready(&self) -> Result<Ready, Failure> {
+        let jobs = self.jobs.get();
+        let Some((program, args)) = self.program.split_first() else {
+            let processors =
+                (0..jobs).map(|_| Box::new(DeferredDraftProcessor) as AnyProcessor).collect();
+            return Ok(Ready { name: "deferred", processors });
+        };
+        let timeout = self.timeout_secs.map(|secs| Duration::from_secs(secs.get()));
+        let processor = CommandProcessor::new(program, args.to_vec())
+            // Missing or not executable: either way there is no such program to run.
+            .map_err(|error| Failure::not_found(error.to_string()))?
+            .with_timeout(timeout);
+        let processors = (0..jobs).map(|_| Box::new(processor.clone()) as AnyProcessor).collect();
+        Ok(Ready { name: "exec", processors })
+    }
+
+    fn store(&self, context: &Context) -> Result<DraftStore, Failure> {
+        let connections = u32::try_from(self.jobs.get()).unwrap_or(u32::MAX).saturating_add(1);
+        context.open(DraftStore::options().max_errors(self.max_errors).connections(connections))
+    }
+
+    fn runner(&self, store: &DraftStore, name: &str, cancellation: &Cancellation) -> Runner {
+        Runner::new(store, name)
+            .stale_after(Duration::from_secs(self.stale_processing_secs))
+            .cancellation(cancellation.clone())
+    }
+
+    /// Let signals end the run in good order.
+    fn heed_signals(&self) -> Result<Cancellation, Failure> {
+        let cancellation = Cancellation::default();
+        signals::cancel_on_signal(&cancellation, self.grace_secs.map(Duration::from_secs))?;
+        Ok(cancellation)
+    }
+}
+
+/// Process what is pending, once.
+///
+/// Takes back what dead runs left, claims the pending drafts one by one, first in, first out, asks
+/// the program, and moves each draft to where it belongs. Drafts that come in meanwhile are left
+/// for the next run. Exits with 70 if there were errors or deferrals.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  draftq run --defer
+  draftq run -- ./judge
+  draftq run --jobs 4 --timeout-secs 120 -- ./ask-the-model --careful
+  draftq run --sweep ~/notes -- sh -c 'grep -q TODO && exit 75 || exit 0'")]
+pub struct Run {
+    /// Stage the files below this path first, as `draftq sweep` does.
+    #[arg(long, value_name = "PATH")]
+    sweep: Vec<PathBuf>,
+    /// Claim at most this many drafts.
+    #[arg(long, value_name = "N")]
+    limit: Option<NonZeroUsize>,
+    /// Stop at the first error of the processor.
+    #[arg(long)]
+    fail_fast: bool,
+    #[command(flatten)]
+    processing: Processing,
+    #[command(flatten)]
+    provenance: Provenance,
+}
+
+/// The summary of a run as JSON.
+#[derive(Serialize)]
+struct RunDocument<'a> {
+    processor: &'a str,
+    summary: &'a DraftRunSummary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep: Option<&'a SweepSummary>,
+}
+
+impl Run {
+    pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let mut ready = self.processing.ready()?;
+        if self.sweep.is_empty() && self.provenance.is_given() {
+            return Err(Failure::usage(
+                "the flags that say where drafts came from go with --sweep; give it, or leave \
+                 them out",
+            ));
+        }
+        let staging = match self.sweep.as_slice() {
+            [] => None,
+            paths => Some(Staging::new(paths, &self.provenance, context)?),
+        };
+        let store = self.processing.store(context)?;
+        let cancellation = self.processing.heed_signals()?;
+        let sweep = match &staging {
+            Some(staging) => Some(staging.submit(&store, context.shows_progress())?),
+            None => None,
+        };
+
+        let progress = Arc::new(RunProgress::new(context.shows_progress()));
+        let shown = Arc::clone(&progress);
+        let mut runner = self
+            .processing
+            .runner(&store, ready.name, &cancellation)
+            .stop_at_error(self.fail_fast)
+            .observer(move |summary| shown.show(summary));
+        if let Some(limit) = self.limit {
+            runner = runner.limit(limit.get());
+        }
+        let begun = Instant::now();
+        let RunReport { summary, stopped_by } =
+            runner.run(&mut ready.processors, SystemTime::now());
+        progress.clear();
+
+        let output = context.output_for_scripts();
+        if output.is_json() {
+            let sweep = sweep.as_ref();
+            output.json(&RunDocument { processor: ready.name, summary: &summary, sweep })?;
+        } else {
+            if let Some(sweep) = &sweep {
+                output.text(&sweep.to_text())?;
+            }
+            output.text(&to_text(
+                &summary,
+                begun.elapsed(),
+                self.processing.stale_processing_secs,
+            ))?;
+        }
+        match stopped_by {
+            Some(error) => Err(error.into()),
+            None if summary.errors + summary.deferred + summary.lost_claims > 0 => {
+                Ok(ExitCode::from(EX_SOFTWARE))
+            }
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+}
+
+/// Process what is pending, and go on with what comes in, until SIGINT or SIGTERM.
+///
+/// Prints a line for each iteration that did something. An error is logged, and it goes on.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  draftq watch -- ./judge
+  draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
+pub struct Watch {
+    /// Look for work at least this often.
+    #[arg(long, value_name = "SECS", default_value = "30")]
+    poll_secs: NonZeroU64,
+    /// End after this many looks.
+    #[arg(long, value_name = "N")]
+    iterations: Option<NonZeroU64>,
+    #[command(flatten)]
+    processing: Processing,
+}
+
+impl Watch {
+    pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let mut ready = self.processing.ready()?;
+        let store = self.processing.store(context)?;
+        let cancellation = self.processing.heed_signals()?;
+        let runner = self.processing.runner(&store, ready.name, &cancellation);
+        let output = context.output_for_scripts();
+        let mut iterations = self.iterations.map_or(u64::MAX, NonZeroU64::get);
+        loop {
+            let begun = Instant::now();
+            let report = runner.run(&mut ready.processors, SystemTime::now());
+            self.print(output, ready.name, &report, begun.elapsed())?;
+            if let Some(error) = report.stopped_by {
+                say(&format!("draftq: {error}; watching on"));
+            }
+            iterations -= 1;
+            let next = begun + Duration::from_secs(self.poll_secs.get());
+            if iterations == 0 || cancellation.wait_until(next) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+
+    fn print(
+        &self,
+        output: Output,
+        processor: &str,
+        report: &RunReport,
+        took: Duration,
+    ) -> Result<(), Failure> {
+        let summary = &report.summary;
+        if !summary.did_something() {
+            return Ok(());
+        }
+        if output.is_json() {
+            return output.json(&RunDocument { processor, summary, sweep: None });
+        }
+        output.text(&to_text(summary, took, self.processing.stale_processing_secs))
+    }
+}
+
+/// The decisions of a run, those that there were.
+pub fn tally(summary: &DraftRunSummary) -> String {
+    let parts = [
+        (summary.accepted, "accepted"),
+        (summary.skipped, "skipped"),
+        (summary.failed, "failed"),
+        (summary.quarantined, "quarantined"),
+        (summary.deferred, "deferred"),
+        (summary.errors, "without a decision"),
+        (summary.lost_claims, "lost to another runner"),
+    ];
+    let parts: Vec<String> = parts
+        .into_iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, what)| format!("{number} {what}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// The summary of a run for a person.
+fn to_text(summary: &DraftRunSummary, took: Duration, stale_secs: u64) -> String {
+    let mut lines = Vec::new();
+    if summary.recovered_processing > 0 {
+        let drafts = count(summary.recovered_processing, "draft");
+        lines.push(format!("Took back {drafts} that a dead or stale run had left."));
+    }
+    if summary.exhausted > 0 {
+        let drafts = count(summary.exhausted, "draft");
+        lines
+            .push(format!("Gave up on {drafts} after too many errors; see `list --state failed`."));
+    }
+    lines.push(match summary.claimed {
+        0 => "Nothing to do: no draft is pending and due.".to_owned(),
+        claimed => format!(
+            "Processed {} in {}: {}.",
+            count(claimed, "draft"),
+            duration(took),
+            tally(summary)
+        ),
+    });
+    if summary.claim_misses > 0 {
+        lines.push(format!("{} went to another runner.", count(summary.claim_misses, "draft")));
+    }
+    if summary.errors > 0 {
+        lines.push(format!(
+            "What was left without a decision stays in processing and is tried again after {}; \
+             see `list --state processing`.",
+            duration(Duration::from_secs(stale_secs))
+        ));
+    }
+    lines.join("\n")
+}
