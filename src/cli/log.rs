@@ -5,14 +5,16 @@ use std::io::{self, IsTerminal as _};
 use tracing_subscriber::EnvFilter;
 
 /// Start logging: what `RUST_LOG` says; else `info`, but `warn` on a terminal, where a progress
-/// bar tells the same, and `error` if it is to be quiet.
+/// bar tells the same, and `error` if it is to be quiet. The run's span is left out of the lines
+/// unless `RUST_LOG` asks for it: what it says, the summary says too.
 pub fn start(quiet: bool) {
     let level = match (quiet, io::stderr().is_terminal()) {
         (true, _) => "error",
         (false, true) => "warn",
         (false, false) => "info",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level},mimir.librarian.run=off")));
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
     // A second subscriber in one process is no reason to fail.

@@ -17,7 +17,7 @@ use time::{Date, OffsetDateTime, PrimitiveDateTime};
 use super::Context;
 use super::failure::Failure;
 use super::intake::parse_surface;
-use super::render::{Output, Sheet, duration, time};
+use super::render::{Output, Sheet, duration, minute, time};
 
 /// A list is read in pages of this many drafts, each a short read.
 const PAGE: usize = 1000;
@@ -100,12 +100,12 @@ fn print_page(output: Output, page: &[DraftRecord]) -> Result<(), Failure> {
     if page.is_empty() {
         return Ok(());
     }
-    let mut sheet = Sheet::new(&["ID", "STATE", "SUBMITTED", "FROM", "NOTE"], 3);
+    let mut sheet = Sheet::new(&["ID", "STATE", "SUBMITTED (UTC)", "FROM", "NOTE"], 3);
     for record in page {
         sheet.row([
             Cow::from(record.id.to_hex()),
             Cow::from(record.state.dir_name()),
-            Cow::from(time(unix_ms(record.metadata.submitted_at))),
+            Cow::from(minute(unix_ms(record.metadata.submitted_at))),
             Cow::from(source(record)),
             remark(record),
         ]);

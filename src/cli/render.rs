@@ -79,6 +79,8 @@ impl Sheet {
         }
         for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
+            // What is shortened is cut where the room ends, not at a space before it.
+            column.set_delimiter('\0');
             if index < fixed {
                 column.set_constraint(ColumnConstraint::ContentWidth);
             } else {
@@ -105,9 +107,15 @@ impl Sheet {
     }
 }
 
-/// A time as ISO 8601 to the second, UTC.
+/// A time to the second, UTC.
 pub fn time(unix_ms: i64) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    OffsetDateTime::from(from_unix_ms(unix_ms)).format(format).unwrap_or_default()
+}
+
+/// A time to the minute, UTC, for a column whose title says so.
+pub fn minute(unix_ms: i64) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]");
     OffsetDateTime::from(from_unix_ms(unix_ms)).format(format).unwrap_or_default()
 }
 

@@ -34,7 +34,7 @@ struct Processing {
     /// The program that decides, and its arguments. It is started once per draft, reads the draft
     /// as a line of JSON, and answers with its exit code (0 accepted, 75 deferred, others are
     /// errors) or a last line such as {"decision":"skipped","note":"…"}.
-    #[arg(last = true, group = "processor", value_name = "PROGRAM [ARG]…")]
+    #[arg(last = true, group = "processor", value_name = "PROGRAM")]
     program: Vec<OsString>,
     /// Kill the program, and what it started, if it takes longer than this for a draft.
     #[arg(long, value_name = "SECS", conflicts_with = "defer")]
@@ -105,6 +105,7 @@ impl Processing {
 /// the program, and moves each draft to where it belongs. Drafts that come in meanwhile are left
 /// for the next run. Exits with 70 if there were errors or deferrals.
 #[derive(Debug, Args)]
+#[command(override_usage = "draftq run [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
 Examples:
   draftq run --defer
@@ -199,6 +200,7 @@ impl Run {
 ///
 /// Prints a line for each iteration that did something. An error is logged, and it goes on.
 #[derive(Debug, Args)]
+#[command(override_usage = "draftq watch [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
 Examples:
   draftq watch -- ./judge
