@@ -60,6 +60,7 @@ pub mod runner;
 pub mod state;
 pub mod store;
 pub mod sweep;
+pub mod watch;
 
 pub use draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
 pub use error::LibrarianError;

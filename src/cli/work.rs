@@ -11,9 +11,10 @@ use clap::{ArgGroup, Args};
 use draftq::processors::command::CommandProcessor;
 use draftq::runner::{Cancellation, RunReport};
 use draftq::store::DEFAULT_MAX_ERRORS;
+use draftq::watch::{Waiter, Wake};
 use draftq::{
     DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
-    DraftStore, Runner,
+    DraftStore, LibrarianError, Runner,
 };
 use serde::Serialize;
 
@@ -206,7 +207,7 @@ Examples:
   draftq watch -- ./judge
   draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
 pub struct Watch {
-    /// Look for work at least this often.
+    /// Look at least this often; what comes in is noticed at once.
     #[arg(long, value_name = "SECS", default_value = "30")]
     poll_secs: NonZeroU64,
     /// End after this many looks.
@@ -223,17 +224,31 @@ impl Watch {
         let cancellation = self.processing.heed_signals()?;
         let runner = self.processing.runner(&store, ready.name, &cancellation);
         let output = context.output_for_scripts();
+        let mut waiter = Waiter::new(&store)?;
         let mut iterations = self.iterations.map_or(u64::MAX, NonZeroU64::get);
         loop {
             let begun = Instant::now();
+            let next = begun + Duration::from_secs(self.poll_secs.get());
+            if let Err(error) = waiter.mark() {
+                complain(&error);
+            }
             let report = runner.run(&mut ready.processors, SystemTime::now());
             self.print(output, ready.name, &report, begun.elapsed())?;
-            if let Some(error) = report.stopped_by {
-                say(&format!("draftq: {error}; watching on"));
+            if let Some(error) = &report.stopped_by {
+                complain(error);
             }
             iterations -= 1;
-            let next = begun + Duration::from_secs(self.poll_secs.get());
-            if iterations == 0 || cancellation.wait_until(next) {
+            if iterations == 0 {
+                return Ok(ExitCode::SUCCESS);
+            }
+            let wake = waiter.wait(next, &cancellation).unwrap_or_else(|error| {
+                complain(&error);
+                match cancellation.wait_until(next) {
+                    true => Wake::Cancelled,
+                    false => Wake::Deadline,
+                }
+            });
+            if wake == Wake::Cancelled {
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -255,6 +270,11 @@ impl Watch {
         }
         output.text(&to_text(summary, took, self.processing.stale_processing_secs))
     }
+}
+
+/// A watch outlives what goes wrong in an iteration.
+fn complain(error: &LibrarianError) {
+    say(&format!("draftq: {error}; watching on"));
 }
 
 /// The decisions of a run, those that there were.

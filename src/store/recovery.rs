@@ -82,8 +82,7 @@ impl DraftStore {
     /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn register_runner(&self, processor: &str) -> Result<RunnerRegistration, LibrarianError> {
-        let directory = self.lock_directory()?;
-        let (lock_path, lock) = take_new_lock(&directory)?;
+        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
         let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let now = self.now_ms();
         let here = Here::new();
@@ -183,11 +182,9 @@ impl DraftStore {
             }
             Ok(recovery)
         })?;
-        if let Ok(directory) = self.lock_directory() {
-            for runner in &dead {
-                if let Some(path) = lock_path(&directory, &runner.lock_file) {
-                    let _ = fs::remove_file(path);
-                }
+        for runner in &dead {
+            if let Some(path) = lock_path(self.runners_directory(), &runner.lock_file) {
+                let _ = fs::remove_file(path);
             }
         }
         Ok(recovery)
@@ -204,6 +201,13 @@ impl DraftStore {
         stale_before: SystemTime,
     ) -> Result<Vec<DraftTransition>, LibrarianError> {
         self.recover(stale_before).map(|recovery| recovery.to_pending)
+    }
+
+    /// Whether a runner is dead whose claims nobody has taken back yet.
+    pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
+        let here = Here::new();
+        let runners = self.runners_to_ask_after()?;
+        Ok(runners.iter().any(|runner| self.liveness(runner, &here) == Liveness::Dead))
     }
 
     /// Runners that have not said that they ended, and those that own a claim all the same.
@@ -241,10 +245,7 @@ impl DraftStore {
             let rebooted = runner.host == here.host;
             return if rebooted { Liveness::Dead } else { Liveness::Unknown };
         }
-        let path = match self.lock_directory() {
-            Ok(directory) => lock_path(&directory, &runner.lock_file),
-            Err(_) => None,
-        };
+        let path = lock_path(self.runners_directory(), &runner.lock_file);
         let lock = path.and_then(|path| {
             fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path).ok()
         });
@@ -254,16 +255,6 @@ impl DraftStore {
             Some(Err(fs::TryLockError::WouldBlock)) => Liveness::Alive,
             Some(Err(fs::TryLockError::Error(_))) | None => Liveness::Unknown,
         }
-    }
-
-    /// The directory of lock files: beside the database itself, wherever a link to it may lie.
-    fn lock_directory(&self) -> Result<PathBuf, LibrarianError> {
-        let path = self.path();
-        let mut name = fs::canonicalize(path)
-            .map_err(|source| LibrarianError::Io { doing: "find", path: path.to_owned(), source })?
-            .into_os_string();
-        name.push("-runners");
-        Ok(PathBuf::from(name))
     }
 }
 
@@ -339,17 +330,18 @@ fn any_stale(
     Ok(false)
 }
 
+/// Make the directory of the lock files and the bell, for its owner alone.
+pub(crate) fn make_private_directory(directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
 /// Make a lock file that nobody had before, and lock it.
 fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
     let cannot = |path: &Path| {
         let path = path.to_owned();
         move |source| LibrarianError::CannotCreate { path, source }
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(cannot(directory))?;
+    make_private_directory(directory).map_err(cannot(directory))?;
     loop {
         let path = directory.join(format!("{:016x}.lock", fastrand::u64(..)));
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
