@@ -8,6 +8,11 @@ use draftq::{Draft, DraftMetadata, DraftSourceSurface};
 pub fn draft(text: &str) -> Draft {
     Draft::with_metadata(
         text.to_owned(),
-        DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now()),
+        DraftMetadata::new(DraftSourceSurface::Cli, whole_ms(SystemTime::now())),
     )
+}
+
+/// A time as a store keeps it.
+fn whole_ms(time: SystemTime) -> SystemTime {
+    draftq::clock::from_unix_ms(draftq::clock::unix_ms(time))
 }
