@@ -17,7 +17,7 @@ use rusqlite::{Connection, named_params, params};
 use rustix::fs::OFlags;
 
 use super::{DraftStore, DraftTransition};
-use crate::clock::unix_ms;
+use crate::clock::{MAX_UNIX_MS, unix_ms};
 use crate::database::Fault;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
@@ -284,8 +284,9 @@ fn take_back(
                           THEN 'failed' ELSE 'pending' END, \
              due_at = CASE WHEN errors + :crashes < 2 \
                              OR (:max > 0 AND errors + :crashes >= :max) THEN 0 \
-                           ELSE :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
-                                * (75 + abs(random() % 51)) / 100 END, \
+                           ELSE min(:end_of_time, \
+                                :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
+                                * (75 + abs(random() % 51)) / 100) END, \
              errors = errors + :crashes, \
              last_error_class = CASE WHEN :crashes > 0 THEN 'crash' ELSE last_error_class END, \
              last_error = CASE WHEN :crashes > 0 \
@@ -301,6 +302,7 @@ fn take_back(
             ":max": max_errors,
             ":crashes": crashes,
             ":now": now,
+            ":end_of_time": MAX_UNIX_MS,
             ":owner": owner,
             ":stale_before": stale_before,
         },
