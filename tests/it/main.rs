@@ -5,3 +5,4 @@
 mod file_version;
 mod harness;
 mod lifecycle;
+mod schema;
