@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,7 +96,12 @@ impl Database {
         WAIT_LIMIT.set(busy_timeout);
         let first = connect(&path)
             .and_then(|mut connection| {
+                // The newest version may stand in the WAL, where `recognise` does not see it. A
+                // file that is refused for it is not checkpointed in passing.
+                let checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+                connection.set_db_config(checkpoint, true)?;
                 let newcomer = migrate(&mut connection, &path)?;
+                connection.set_db_config(checkpoint, false)?;
                 configure(&connection, &path, newcomer, busy_timeout)?;
                 Ok(connection)
             })
@@ -317,11 +322,7 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
         }
     }
     if let Some(directory) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(cannot(directory))?;
+        make_private_directory(directory).map_err(cannot(directory))?;
     }
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(_) => Ok(()),
@@ -331,28 +332,57 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
     }
 }
 
+/// Make a directory, and those above it, for their owner alone.
+pub(crate) fn make_private_directory(directory: &Path) -> Result<(), io::Error> {
+    let missing: Vec<&Path> =
+        directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // SQLite makes the file's entry in its directory durable, but not the directory's entry in
+    // its parent. As SQLite does, go on where a directory cannot be opened or synced.
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
+    }
+    Ok(())
+}
+
 /// Look at the file's header before anything could change the file: an ordinary connection to a
 /// foreign database would replay its journal or check its WAL in. An immutable one takes no lock
 /// and writes nothing, and its descriptor is known to SQLite.
 fn recognise(path: &Path) -> Result<(), LibrarianError> {
-    let look = || -> Result<(i64, i64, i64), rusqlite::Error> {
+    let length = fs::metadata(path).map(|metadata| metadata.len());
+    if length.is_ok_and(|length| length == 0) {
+        // New, or another process is about to fill it.
+        return Ok(());
+    }
+    let look = || -> Result<(i64, i64), rusqlite::Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
-        let application_id = pragma(&connection, "application_id")?;
-        let version = pragma(&connection, "user_version")?;
-        let pages = pragma(&connection, "page_count")?;
-        Ok((application_id, version, pages))
+        // In the middle of another process's first start, or of one that was cut off, the file
+        // is shorter than its header says. This makes SQLite read the header all the same.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+        connection.pragma_update(None, "writable_schema", true)?;
+        Ok((pragma(&connection, "application_id")?, pragma(&connection, "user_version")?))
     };
     match look() {
-        // Empty: new, or another process is about to fill it.
-        Ok((_, _, 0)) => Ok(()),
-        Ok((application_id, version, _)) => check_header(path, application_id, version),
-        // A first start may have been cut off: SQLite's journal knows how to undo it.
-        Err(_) if journal_of(path).metadata().is_ok_and(|journal| journal.len() > 0) => Ok(()),
+        Ok((application_id, version)) => check_header(path, application_id, version),
+        Err(_) if journal_undoes_all(path) => Ok(()),
         Err(error) => Err(settle(error.into(), path, DEFAULT_BUSY_TIMEOUT, "open")),
     }
+}
+
+/// Whether the file has a journal that leaves nothing of it: a first start was cut off by a power
+/// failure, which may have left no more than zeros. SQLite's locks are not on the journal, so it
+/// may be opened. Any other journal beside a file that is not SQLite's is not to be touched.
+fn journal_undoes_all(path: &Path) -> bool {
+    // The format's magic; then how many pages there were before, in bytes 16 to 20.
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    name.push("-journal");
+    let mut header = [0; 20];
+    let read = fs::File::open(name).and_then(|mut journal| journal.read_exact(&mut header));
+    read.is_ok() && header.starts_with(&MAGIC) && header.ends_with(&[0; 4])
 }
 
 fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), LibrarianError> {
@@ -372,12 +402,6 @@ fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), Li
         return foreign(format!("its schema version {version} is none of draftq's"));
     }
     Ok(())
-}
-
-fn journal_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-journal");
-    PathBuf::from(name)
 }
 
 fn immutable_uri(path: &Path) -> String {

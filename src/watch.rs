@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchMask};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::database::make_private_directory;
 use crate::error::LibrarianError;
 use crate::runner::Cancellation;
 use crate::store::DraftStore;
 use crate::store::news::BELL;
-use crate::store::recovery::make_private_directory;
 
 /// How often to look for those who did not ring, and at whether somebody wants an end.
 const NET_INTERVAL: Duration = Duration::from_millis(200);

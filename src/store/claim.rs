@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 
 use super::recovery::RunnerRegistration;
 use super::{DraftStore, DraftTransition, draft_columns, draft_of};
-use crate::clock::duration_ms;
+use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::Fault;
 use crate::draft::{Draft, DraftId};
 use crate::error::{LibrarianError, ProcessorError};
@@ -375,7 +375,7 @@ fn finish(
             ":note": outcome.note(),
             ":output": outcome.output(),
             ":due_at": delay.filter(|delay| !delay.is_zero())
-                .map_or(0, |delay| now.saturating_add(duration_ms(delay).max(1))),
+                .map_or(0, |delay| (now + duration_ms(delay).max(1)).min(MAX_UNIX_MS)),
             ":deferred": deferred,
             ":now": now,
             ":seq": held.seq,

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -17,8 +17,8 @@ use rusqlite::{Connection, named_params, params};
 use rustix::fs::OFlags;
 
 use super::{DraftStore, DraftTransition};
-use crate::clock::unix_ms;
-use crate::database::Fault;
+use crate::clock::{MAX_UNIX_MS, unix_ms};
+use crate::database::{Fault, make_private_directory};
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
@@ -275,8 +275,9 @@ fn take_back(
                           THEN 'failed' ELSE 'pending' END, \
              due_at = CASE WHEN errors + :crashes < 2 \
                              OR (:max > 0 AND errors + :crashes >= :max) THEN 0 \
-                           ELSE :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
-                                * (75 + abs(random() % 51)) / 100 END, \
+                           ELSE min(:end_of_time, \
+                                :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
+                                * (75 + abs(random() % 51)) / 100) END, \
              errors = errors + :crashes, \
              last_error_class = CASE WHEN :crashes > 0 THEN 'crash' ELSE last_error_class END, \
              last_error = CASE WHEN :crashes > 0 \
@@ -292,6 +293,7 @@ fn take_back(
             ":max": max_errors,
             ":crashes": crashes,
             ":now": now,
+            ":end_of_time": MAX_UNIX_MS,
             ":owner": owner,
             ":stale_before": stale_before,
         },
@@ -328,11 +330,6 @@ fn any_stale(
         }
     }
     Ok(false)
-}
-
-/// Make the directory of the lock files and the bell, for its owner alone.
-pub(crate) fn make_private_directory(directory: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Make a lock file that nobody had before, and lock it.

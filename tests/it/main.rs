@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 
+mod fencing;
 mod file_version;
 mod harness;
 mod lifecycle;
 mod readme;
+mod schema;
