@@ -53,7 +53,7 @@ CREATE TABLE drafts (
     owner            INTEGER
         CONSTRAINT "owner goes with a claim_token"
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
-    -- How often the draft was claimed; how often that ended in an error of the processor or the
+    -- How often the draft was claimed (and not released unseen); how often that ended in an error of the processor or the
     -- death of its runner; how often the processor deferred it. A requeue sets errors to 0.
     claims           INTEGER NOT NULL DEFAULT 0 CHECK (claims >= 0),
     errors           INTEGER NOT NULL DEFAULT 0 CHECK (errors >= 0),
@@ -144,13 +144,14 @@ CREATE TABLE history (
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
+    -- released    processing to pending: the runner had claimed it ahead, and did not begin
     -- recovered   processing to pending: the owner was dead, or the claim stale
     -- exhausted   processing to failed: as recovered, and the errors reached the budget
     -- requeued    a terminal state to pending, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; nothing was changed
     event       TEXT NOT NULL CHECK (event IN ('submitted', 'claimed', 'decided', 'deferred',
-                    'recovered', 'exhausted', 'requeued', 'errored', 'refused')),
+                    'released', 'recovered', 'exhausted', 'requeued', 'errored', 'refused')),
     from_state  TEXT,
     to_state    TEXT NOT NULL,
     at          INTEGER NOT NULL,
@@ -254,6 +255,7 @@ BEGIN
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
              WHEN NEW.decision IS NOT NULL      THEN 'decided'
+             WHEN NEW.claims < OLD.claims       THEN 'released'
              WHEN NEW.state = 'pending'         THEN 'recovered'
              ELSE 'exhausted' END,
         OLD.state, NEW.state,

@@ -53,7 +53,7 @@ impl DraftStore {
                 && connection
                     .prepare_cached(
                         "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
-                             AND event IN ('submitted', 'requeued', 'recovered'))",
+                             AND event IN ('submitted', 'requeued', 'recovered', 'released'))",
                     )?
                     .query_row([since], |row| row.get(0))?;
             let next_due_ms = connection

@@ -79,8 +79,8 @@ fn flat_metadata<S: Serializer>(
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HistoryEvent {
-    /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `recovered`, `exhausted`,
-    /// `requeued`, `errored` or `refused`.
+    /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `released`, `recovered`,
+    /// `exhausted`, `requeued`, `errored` or `refused`.
     pub event: String,
     /// The state before, if there was one.
     pub from_state: Option<DraftState>,
