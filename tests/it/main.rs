@@ -6,4 +6,5 @@ mod fencing;
 mod file_version;
 mod harness;
 mod lifecycle;
+mod model;
 mod schema;
