@@ -65,8 +65,7 @@ impl Entry {
             decision: decided,
             note: self.note.clone().filter(|_| decided.is_some()),
             error_class: self.error_class.clone().filter(|_| {
-                event == "errored"
-                    || moved && from == DraftState::Processing && decided.is_none()
+                event == "errored" || moved && from == DraftState::Processing && decided.is_none()
             }),
         });
     }
@@ -583,9 +582,10 @@ impl World {
         for id in &ids {
             match self.entry(*id).map(|entry| entry.state) {
                 None => {
-                    return err(result, |error| {
-                        matches!(error, LibrarianError::UnknownDraft { id: i } if i == id)
-                    });
+                    return err(
+                        result,
+                        |error| matches!(error, LibrarianError::UnknownDraft { id: i } if i == id),
+                    );
                 }
                 Some(DraftState::Processing) => {
                     return err(result, |error| {
@@ -755,9 +755,8 @@ fn walk(operations: u64) {
         for _ in 0..PER_FILE.min(operations - done) {
             let step = world.step();
             done += 1;
-            let checked = step.and_then(|()| {
-                if done % 1_000 == 0 { world.compare_all() } else { Ok(()) }
-            });
+            let checked =
+                step.and_then(|()| if done % 1_000 == 0 { world.compare_all() } else { Ok(()) });
             if let Err(fault) = checked {
                 divergence = Some(format!("operation {done}: {fault}"));
                 break;
