@@ -443,11 +443,16 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
         check_header(path, pragma(connection, "application_id")?, version)?;
         return Ok(false);
     }
-    if version == 0 {
-        // To be set before the first table: it lets `prune` give space back piece by piece.
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let transaction = if version == 0 {
+        // It lets `prune` give space back piece by piece, and can be set only before the first
+        // page is written. It writes that page, which takes the write lock, and belongs in the
+        // schema's transaction: by itself it would look like the database of another program.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        transaction
+    } else {
+        connection.transaction_with_behavior(TransactionBehavior::Immediate)?
+    };
     let mut version = pragma(&transaction, "user_version")?;
     let is_new = version == 0 && pragma(&transaction, "application_id")? == 0 && {
         let objects: i64 =

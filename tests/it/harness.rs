@@ -4,20 +4,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
+use draftq::clock::{from_unix_ms, unix_ms};
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
 use rusqlite::Connection;
 
-/// A draft of this text, from the command line, of this moment.
+/// A draft of this text, from the command line, of this moment: in whole milliseconds, so that
+/// what comes back is equal to it.
 pub fn draft(text: &str) -> Draft {
-    Draft::with_metadata(
-        text.to_owned(),
-        DraftMetadata::new(DraftSourceSurface::Cli, whole_ms(SystemTime::now())),
-    )
-}
-
-/// A time as a store keeps it.
-fn whole_ms(time: SystemTime) -> SystemTime {
-    draftq::clock::from_unix_ms(draftq::clock::unix_ms(time))
+    let now = from_unix_ms(unix_ms(SystemTime::now()));
+    Draft::with_metadata(text.to_owned(), DraftMetadata::new(DraftSourceSurface::Cli, now))
 }
 
 /// A store in a directory that goes away with the first of the two.

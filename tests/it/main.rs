@@ -1,11 +1,13 @@
 //! Drives the real thing: the library on real files, and the built binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
-#![allow(clippy::print_stdout, reason = "a random test prints its seed and its figures")]
+#![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]
 
 mod fencing;
 mod file_version;
 mod harness;
 mod lifecycle;
+mod model;
+mod opening;
 mod readme;
 mod schema;
