@@ -5,3 +5,5 @@
 mod file_version;
 mod harness;
 mod lifecycle;
+mod submit;
+mod sweep;
