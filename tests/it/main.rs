@@ -5,5 +5,6 @@
 mod file_version;
 mod harness;
 mod lifecycle;
+mod run;
 mod submit;
 mod sweep;
