@@ -5,6 +5,7 @@
 mod file_version;
 mod harness;
 mod lifecycle;
+mod look;
 mod run;
 mod submit;
 mod sweep;
