@@ -55,6 +55,11 @@ impl Sandbox {
         path
     }
 
+    /// Home, working directory and all.
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
     pub fn home(&self) -> PathBuf {
         self.directory.path().join("home")
     }

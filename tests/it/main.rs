@@ -6,6 +6,8 @@ mod file_version;
 mod harness;
 mod lifecycle;
 mod look;
+mod privacy;
 mod run;
 mod submit;
 mod sweep;
+mod telemetry;
