@@ -497,7 +497,7 @@ fn the_example_judge_decides_about_the_example_drafts() {
     for record in sandbox.draftq(["list", "--json", "--limit=0"]).expect(0).lines() {
         let uri = record["provenance_uri"].as_str().unwrap();
         let decision = record["decision"].as_str().unwrap().to_owned();
-        assert_eq!(record["output"]["rule"].is_string(), true, "{record}");
+        assert!(record["output"]["rule"].is_string(), "{record}");
         assert_eq!(record["due_at_unix_ms"].is_i64(), decision == "deferred", "{record}");
         decided.insert(uri.strip_prefix(&prefix).unwrap().to_owned(), decision);
     }

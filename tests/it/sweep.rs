@@ -132,13 +132,14 @@ fn what_was_named_is_taken_at_its_word() {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "a test that is skipped is to say so")]
 fn an_unreadable_file_is_skipped_and_the_rest_goes_in() {
     let sandbox = Sandbox::new();
     sandbox.file("tree/good.md", "good");
     let closed = sandbox.file("tree/closed.md", "not for everyone");
     let shut = sandbox.file("tree/shut/inside.md", "behind a closed door");
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(shut.parent().unwrap(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(shut.parent().unwrap(), fs::Permissions::from_mode(0o0)).unwrap();
 
     let mut command = sandbox.command(["sweep", "tree"]);
     if rustix::process::geteuid().is_root() {
