@@ -334,23 +334,43 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
 /// Look at the file's header before anything could change the file: an ordinary connection to a
 /// foreign database would replay its journal or check its WAL in. An immutable one takes no lock
 /// and writes nothing, and its descriptor is known to SQLite.
+///
+/// Without a lock, others may be writing meanwhile, or have died while they wrote, so only the
+/// header means anything here, and of it only what never changes once it is there.
 fn recognise(path: &Path) -> Result<(), LibrarianError> {
-    let look = || -> Result<(i64, i64, i64), rusqlite::Error> {
+    let look = || -> Result<Option<(i64, i64)>, rusqlite::Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
-        let application_id = pragma(&connection, "application_id")?;
-        let version = pragma(&connection, "user_version")?;
-        let pages = pragma(&connection, "page_count")?;
-        Ok((application_id, version, pages))
+        let mut connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        // A checkpoint writes the header with its count of pages before it writes the pages. If
+        // it is still at it, or died there, this tells SQLite not to take the file for damaged;
+        // the WAL has what is missing.
+        connection.pragma_update(None, "writable_schema", true)?;
+        // One transaction, so that all is of one moment.
+        let transaction = connection.transaction()?;
+        let application_id = pragma(&transaction, "application_id")?;
+        let version = pragma(&transaction, "user_version")?;
+        let nobodys = application_id == 0 && version == 0 && {
+            let objects: i64 =
+                transaction
+                    .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+            objects == 0
+        };
+        Ok((!nobodys).then_some((application_id, version)))
     };
+    // Looked for first: our header is in the file before the file has a WAL.
+    let has_wal = is_filled(&beside(path, "-wal"));
     match look() {
-        // Empty: new, or another process is about to fill it.
-        Ok((_, _, 0)) => Ok(()),
-        Ok((application_id, version, _)) => check_header(path, application_id, version),
+        // New, or another process is about to fill it, or died before it did: SQLite's setting
+        // for that takes a transaction of its own, after which the file is a page with nothing.
+        Ok(None) if !has_wal => Ok(()),
+        Ok(header) => {
+            let (application_id, version) = header.unwrap_or((0, 0));
+            check_header(path, application_id, version)
+        }
         // A first start may have been cut off: SQLite's journal knows how to undo it.
-        Err(_) if journal_of(path).metadata().is_ok_and(|journal| journal.len() > 0) => Ok(()),
+        Err(_) if is_filled(&beside(path, "-journal")) => Ok(()),
         Err(error) => Err(settle(error.into(), path, DEFAULT_BUSY_TIMEOUT, "open")),
     }
 }
@@ -374,10 +394,15 @@ fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), Li
     Ok(())
 }
 
-fn journal_of(path: &Path) -> PathBuf {
+/// One of the files that SQLite keeps beside a database.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push("-journal");
+    name.push(suffix);
     PathBuf::from(name)
+}
+
+fn is_filled(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.len() > 0)
 }
 
 fn immutable_uri(path: &Path) -> String {
