@@ -7,9 +7,10 @@
 //! age takes nothing. Age decides only where nobody can be asked: for claims without an owner,
 //! and where the lock file is gone.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -150,6 +151,7 @@ impl DraftStore {
             any_stale(connection, &unknown, stale_before, now)
         })?;
         if dead.is_empty() && !any_stale {
+            self.tidy_lock_files();
             return Ok(Recovery::default());
         }
         let recovery = self.database().write("recover claims", |transaction| {
@@ -183,13 +185,7 @@ impl DraftStore {
             }
             Ok(recovery)
         })?;
-        if let Ok(directory) = self.lock_directory() {
-            for runner in &dead {
-                if let Some(path) = lock_path(&directory, &runner.lock_file) {
-                    let _ = fs::remove_file(path);
-                }
-            }
-        }
+        self.tidy_lock_files();
         Ok(recovery)
     }
 
@@ -245,14 +241,49 @@ impl DraftStore {
             Ok(directory) => lock_path(&directory, &runner.lock_file),
             Err(_) => None,
         };
-        let lock = path.and_then(|path| {
-            fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path).ok()
-        });
+        let lock = path.and_then(|path| open_lock(&path).ok());
         // Shared, so that two who look at once do not take each other for the runner.
         match lock.map(|lock| lock.try_lock_shared()) {
             Some(Ok(())) => Liveness::Dead,
             Some(Err(fs::TryLockError::WouldBlock)) => Liveness::Alive,
             Some(Err(fs::TryLockError::Error(_))) | None => Liveness::Unknown,
+        }
+    }
+
+    /// Remove the lock files of runners that are no more: of those just declared dead, and of
+    /// those that died before they had entered themselves, or between their end and this.
+    /// What cannot be removed now, the next one will.
+    fn tidy_lock_files(&self) {
+        let Ok(directory) = self.lock_directory() else { return };
+        let Ok(entries) = fs::read_dir(&directory) else { return };
+        let mut free = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(path) = lock_path(&directory, &name) else { continue };
+            // Held until the end: a runner that has made its file and not locked it yet waits
+            // for that, and then makes another.
+            if let Ok(lock) = open_lock(&path)
+                && lock.try_lock_shared().is_ok()
+            {
+                free.push((name, path, lock));
+            }
+        }
+        if free.is_empty() {
+            return;
+        }
+        // Where the entry says that the runner lives, the free lock is still needed as the proof
+        // that it does not. No entry can come to be for a lock that nobody holds.
+        let needed = self.database().read("look for lock files", |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT lock_file FROM runners WHERE ended_at IS NULL")?;
+            let names = statement.query_map([], |row| row.get(0))?;
+            Ok(names.collect::<Result<HashSet<String>, _>>()?)
+        });
+        let Ok(needed) = needed else { return };
+        for (name, path, _lock) in &free {
+            if !needed.contains(name) {
+                let _ = fs::remove_file(path);
+            }
         }
     }
 
@@ -355,7 +386,10 @@ fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(lock) => {
                 lock.lock().map_err(cannot(&path))?;
-                return Ok((path, lock));
+                // Somebody may have tidied it away before it was locked.
+                if lock.metadata().map_err(cannot(&path))?.nlink() > 0 {
+                    return Ok((path, lock));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => return Err(cannot(&path)(source)),
@@ -369,6 +403,10 @@ fn lock_path(directory: &Path, lock_file: &str) -> Option<PathBuf> {
     let stem = lock_file.strip_suffix(".lock")?;
     let ours = stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit());
     ours.then(|| directory.join(lock_file))
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path)
 }
 
 fn no_follow() -> i32 {
