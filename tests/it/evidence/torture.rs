@@ -15,7 +15,7 @@ use super::{Bench, Process, draft, json, seed, size};
 
 /// Writes down which draft it was asked about, then answers this or that.
 const PROGRAM: &str = r#"
-IFS= read -r line
+IFS= read -r line || exit 1 # its runner died before it had asked
 id=${line#*'"id":"'}
 echo "${id%%'"'*}" >> "$EXECUTED"
 case $(( ($$ + $MOOD) % 40 )) in
@@ -33,7 +33,7 @@ esac
 
 /// The same, to the end of the queue.
 const ACCEPT: &str = r#"
-IFS= read -r line
+IFS= read -r line || exit 1
 id=${line#*'"id":"'}
 echo "${id%%'"'*}" >> "$EXECUTED"
 "#;
