@@ -265,8 +265,10 @@ BEGIN
         NEW.decision,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.note END,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.output END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL THEN NEW.last_error_class END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL THEN NEW.last_error END,
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+             THEN NEW.last_error_class END,
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+             THEN NEW.last_error END,
         NEW.revision = OLD.revision
     );
 END;

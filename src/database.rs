@@ -358,12 +358,15 @@ fn recognise(path: &Path) -> Result<(), LibrarianError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
-        // In the middle of another process's first start, or of one that was cut off, the file
-        // is shorter than its header says. This makes SQLite read the header all the same.
+        let mut connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        // In the middle of another process's first start or checkpoint, or of one that was cut
+        // off, the file is shorter than its header says. This makes SQLite read the header all
+        // the same.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
         connection.pragma_update(None, "writable_schema", true)?;
-        Ok((pragma(&connection, "application_id")?, pragma(&connection, "user_version")?))
+        // One transaction, so that both are of one moment.
+        let transaction = connection.transaction()?;
+        Ok((pragma(&transaction, "application_id")?, pragma(&transaction, "user_version")?))
     };
     match look() {
         Ok((application_id, version)) => check_header(path, application_id, version),

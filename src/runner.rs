@@ -335,9 +335,9 @@ impl Runner {
         Ok(new)
     }
 
-    /// Claims of this runner are left behind that nobody works on. As long as it is registered
-    /// it counts as alive, and nobody would take them back.
-    fn abandon_claims(&self) {
+    /// Let the registration go. Claims that are left behind under it can be taken back then: as
+    /// long as it stands the runner counts as alive. The next claim makes another.
+    fn forget_registration(&self) {
         *lock(&self.registration) = None;
     }
 

@@ -224,10 +224,18 @@ impl<'r> Desk<'r> {
         let snapshot = tray.snapshot.clone();
         drop(tray);
 
-        let exchanged = self.runner.registration().and_then(|registration| {
+        let exchange = || {
+            let registration = self.runner.registration()?;
             let store = &self.runner.store;
             while_busy(|| store.exchange(&registration, &settled, &released, &snapshot, want))
-        });
+        };
+        let exchanged = match exchange() {
+            Err(LibrarianError::RunnerEnded { .. }) => {
+                self.runner.forget_registration();
+                exchange()
+            }
+            exchanged => exchanged,
+        };
         let Exchanged { held, claimed } = match exchanged {
             Ok(exchanged) => exchanged,
             Err(error) => return self.fail(error),
@@ -346,7 +354,7 @@ impl<'r> Desk<'r> {
         let summary = &mut report.summary;
         summary.claimed = self.begun.into_inner();
         if tray.abandoned {
-            self.runner.abandon_claims();
+            self.runner.forget_registration();
         } else if tray.snapshot.is_used_up() {
             summary.claim_misses = summary.pending_seen.saturating_sub(summary.claimed);
         }

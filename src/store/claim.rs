@@ -162,7 +162,8 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is claimed then.
+    /// [`LibrarianError::RunnerEnded`] if the registration is over, [`LibrarianError::Busy`] and
+    /// [`LibrarianError::Database`]; nothing is claimed then.
     pub fn claim_next(
         &self,
         runner: &RunnerRegistration,
@@ -355,6 +356,12 @@ fn claim(
     want: usize,
     now: i64,
 ) -> Result<Vec<(i64, Claimed)>, Fault> {
+    let registered: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM runners WHERE id = ?1 AND ended_at IS NULL)")?
+        .query_row([runner], |row| row.get(0))?;
+    if !registered {
+        return Err(LibrarianError::RunnerEnded { runner }.into());
+    }
     let found = next_ready(connection, snapshot, want)?;
     let Some(last) = found.last().map(|found| found.seq) else { return Ok(Vec::new()) };
     let mut statement = connection.prepare_cached(

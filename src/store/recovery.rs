@@ -7,9 +7,10 @@
 //! age takes nothing. Age decides only where nobody can be asked: for claims without an owner,
 //! and where the lock file is gone.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -63,6 +64,9 @@ impl Drop for RunnerRegistration {
 enum Liveness {
     Alive,
     Dead,
+    /// Its lock file is gone.
+    LockGone,
+    /// It is on another machine, or its lock cannot be tried.
     Unknown,
 }
 
@@ -72,6 +76,7 @@ struct RunnerRow {
     boot_id: String,
     lock_file: String,
     ended: bool,
+    has_claims: bool,
 }
 
 impl DraftStore {
@@ -135,20 +140,22 @@ impl DraftStore {
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
         let now = self.now_ms();
         let stale_before = unix_ms(stale_before);
-        let (mut dead, mut unknown) = (Vec::new(), Vec::new());
+        let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let here = Here::new();
         for runner in self.runners_to_ask_after()? {
             match self.liveness(&runner, &here) {
                 Liveness::Alive => {}
-                Liveness::Dead => dead.push(runner),
-                Liveness::Unknown => unknown.push(runner.id),
+                Liveness::Dead => dead.push(runner.id),
+                Liveness::LockGone if !runner.has_claims => gone.push(runner.id),
+                Liveness::LockGone | Liveness::Unknown => unknown.push(runner.id),
             }
         }
         // Most often nothing is to be done, and a look takes no lock.
         let any_stale = self.database().read("look for stale claims", |connection| {
             any_stale(connection, &unknown, stale_before, now)
         })?;
-        if dead.is_empty() && !any_stale {
+        if dead.is_empty() && gone.is_empty() && !any_stale {
+            self.tidy_lock_files();
             return Ok(Recovery::default());
         }
         let recovery = self.database().write("recover claims", |transaction| {
@@ -162,31 +169,30 @@ impl DraftStore {
             let mut recovery = Recovery::default();
             let max_errors = self.max_errors();
             for runner in &dead {
-                take_back(
-                    transaction,
-                    Some(runner.id),
-                    i64::MAX,
-                    1,
-                    max_errors,
-                    now,
-                    &mut recovery,
-                )?;
+                take_back(transaction, Some(*runner), i64::MAX, 1, max_errors, now, &mut recovery)?;
                 transaction
                     .prepare_cached(
                         "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL",
                     )?
-                    .execute(params![now, runner.id])?;
+                    .execute(params![now, runner])?;
+            }
+            for runner in &gone {
+                // If it lives after all and has claimed something by now, it is left alone; if it
+                // has not, its next claim tells it to register again.
+                transaction
+                    .prepare_cached(
+                        "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL \
+                             AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                                             WHERE state = 'processing' AND owner = runners.id)",
+                    )?
+                    .execute(params![now, runner])?;
             }
             for owner in unknown.iter().copied().map(Some).chain([None]) {
                 take_back(transaction, owner, stale_before, 0, max_errors, now, &mut recovery)?;
             }
             Ok(recovery)
         })?;
-        for runner in &dead {
-            if let Some(path) = lock_path(self.runners_directory(), &runner.lock_file) {
-                let _ = fs::remove_file(path);
-            }
-        }
+        self.tidy_lock_files();
         Ok(recovery)
     }
 
@@ -214,14 +220,16 @@ impl DraftStore {
     fn runners_to_ask_after(&self) -> Result<Vec<RunnerRow>, LibrarianError> {
         self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT id, host, boot_id, lock_file, ended_at IS NOT NULL AS ended FROM runners \
-                 WHERE ended_at IS NULL \
-                 UNION \
-                 SELECT owners.owner, coalesce(r.host, ''), coalesce(r.boot_id, ''), \
-                        coalesce(r.lock_file, ''), r.ended_at IS NOT NULL \
-                 FROM (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
-                       WHERE state = 'processing' AND owner IS NOT NULL) AS owners \
-                 LEFT JOIN runners r ON r.id = owners.owner",
+                "WITH owners AS (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
+                                 WHERE state = 'processing' AND owner IS NOT NULL) \
+                 SELECT id, host, boot_id, lock_file, 0 AS ended, \
+                        id IN (SELECT owner FROM owners) AS has_claims \
+                 FROM runners WHERE ended_at IS NULL \
+                 UNION ALL \
+                 SELECT owner, coalesce(host, ''), coalesce(boot_id, ''), \
+                        coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
+                 FROM owners LEFT JOIN runners ON id = owner \
+                 WHERE id IS NULL OR ended_at IS NOT NULL",
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(RunnerRow {
@@ -230,6 +238,7 @@ impl DraftStore {
                     boot_id: row.get("boot_id")?,
                     lock_file: row.get("lock_file")?,
                     ended: row.get("ended")?,
+                    has_claims: row.get("has_claims")?,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -245,15 +254,56 @@ impl DraftStore {
             let rebooted = runner.host == here.host;
             return if rebooted { Liveness::Dead } else { Liveness::Unknown };
         }
-        let path = lock_path(self.runners_directory(), &runner.lock_file);
-        let lock = path.and_then(|path| {
-            fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path).ok()
-        });
+        let Some(path) = lock_path(self.runners_directory(), &runner.lock_file) else {
+            return Liveness::Unknown;
+        };
+        let lock = match open_lock(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Liveness::LockGone,
+            Err(_) => return Liveness::Unknown,
+        };
         // Shared, so that two who look at once do not take each other for the runner.
-        match lock.map(|lock| lock.try_lock_shared()) {
-            Some(Ok(())) => Liveness::Dead,
-            Some(Err(fs::TryLockError::WouldBlock)) => Liveness::Alive,
-            Some(Err(fs::TryLockError::Error(_))) | None => Liveness::Unknown,
+        match lock.try_lock_shared() {
+            Ok(()) => Liveness::Dead,
+            Err(fs::TryLockError::WouldBlock) => Liveness::Alive,
+            Err(fs::TryLockError::Error(_)) => Liveness::Unknown,
+        }
+    }
+
+    /// Remove the lock files of runners that are no more: of those just declared dead, and of
+    /// those that died before they had entered themselves, or between their end and this.
+    /// What cannot be removed now, the next one will.
+    fn tidy_lock_files(&self) {
+        let directory = self.runners_directory();
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        let mut free = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(path) = lock_path(directory, &name) else { continue };
+            // Held until the end: a runner that has made its file and not locked it yet waits
+            // for that, and then makes another.
+            if let Ok(lock) = open_lock(&path)
+                && lock.try_lock_shared().is_ok()
+            {
+                free.push((name, path, lock));
+            }
+        }
+        if free.is_empty() {
+            return;
+        }
+        // Where the entry says that the runner lives, the free lock is still needed as the proof
+        // that it does not. No entry can come to be for a lock that nobody holds.
+        let needed = self.database().read("look for lock files", |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT lock_file FROM runners WHERE ended_at IS NULL")?;
+            let names = statement.query_map([], |row| row.get(0))?;
+            Ok(names.collect::<Result<HashSet<String>, _>>()?)
+        });
+        let Ok(needed) = needed else { return };
+        for (name, path, _lock) in &free {
+            if !needed.contains(name) {
+                let _ = fs::remove_file(path);
+            }
         }
     }
 }
@@ -344,7 +394,10 @@ fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(lock) => {
                 lock.lock().map_err(cannot(&path))?;
-                return Ok((path, lock));
+                // Somebody may have tidied it away before it was locked.
+                if lock.metadata().map_err(cannot(&path))?.nlink() > 0 {
+                    return Ok((path, lock));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(source) => return Err(cannot(&path)(source)),
@@ -358,6 +411,10 @@ fn lock_path(directory: &Path, lock_file: &str) -> Option<PathBuf> {
     let stem = lock_file.strip_suffix(".lock")?;
     let ours = stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit());
     ours.then(|| directory.join(lock_file))
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path)
 }
 
 fn no_follow() -> i32 {
