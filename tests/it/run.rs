@@ -399,6 +399,25 @@ fn a_full_or_closed_standard_output_loses_no_decision() {
     assert_eq!(sandbox.show(&id)["state"], "accepted");
 }
 
+#[test]
+fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
+    let sandbox = Sandbox::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    for stderr in [Stdio::from(full), Stdio::from(closed)] {
+        for text in ["one", "two"] {
+            let id = sandbox.submit(text);
+            sandbox.draftq(["requeue", &id]).expect(0);
+        }
+        let mut command = sandbox.command(["run", "--", "true"]);
+        let output = command.env("RUST_LOG", "trace").stderr(stderr).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(counts(&document)["accepted"], 2);
+    }
+}
+
 /// A run that is in the middle of a draft: its program waits until `release` is opened.
 struct Underway {
     child: std::process::Child,
