@@ -261,7 +261,7 @@ fn a_timeout_kills_all_that_the_program_started() {
     let begun = Instant::now();
     // The FIFO is at its end when nobody is left who has it open.
     let all_dead = thread::spawn(move || File::open(alive).unwrap().read_to_end(&mut Vec::new()));
-    let script = "trap '' TERM INT HUP; exec 3>alive; sleep 300 & (sleep 300 &) ; sleep 300";
+    let script = "trap '' TERM INT HUP; exec 3>alive; sleep 90 & (sleep 90 &) ; sleep 90";
     let ran = sandbox.draftq(sh(&["--timeout-secs", "1"], script));
     assert_eq!(counts(&ran.expect(70).json())["errors"], 1);
     all_dead.join().unwrap().unwrap();
