@@ -29,5 +29,7 @@ pub fn start(quiet: bool) {
         .with_env_filter(filter)
         .with_ansi(in_colour(&io::stderr()))
         .with_writer(io::stderr)
+        // It would complain about standard error on standard error, and panic.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -261,7 +261,7 @@ fn a_timeout_kills_all_that_the_program_started() {
     let begun = Instant::now();
     // The FIFO is at its end when nobody is left who has it open.
     let all_dead = thread::spawn(move || File::open(alive).unwrap().read_to_end(&mut Vec::new()));
-    let script = "trap '' TERM INT HUP; exec 3>alive; sleep 300 & (sleep 300 &) ; sleep 300";
+    let script = "trap '' TERM INT HUP; exec 3>alive; sleep 90 & (sleep 90 &) ; sleep 90";
     let ran = sandbox.draftq(sh(&["--timeout-secs", "1"], script));
     assert_eq!(counts(&ran.expect(70).json())["errors"], 1);
     all_dead.join().unwrap().unwrap();
@@ -397,6 +397,25 @@ fn a_full_or_closed_standard_output_loses_no_decision() {
     let output = sandbox.command(["-q", "run", "--", "true"]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
     assert_eq!(sandbox.show(&id)["state"], "accepted");
+}
+
+#[test]
+fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
+    let sandbox = Sandbox::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    for stderr in [Stdio::from(full), Stdio::from(closed)] {
+        for text in ["one", "two"] {
+            let id = sandbox.submit(text);
+            sandbox.draftq(["requeue", &id]).expect(0);
+        }
+        let mut command = sandbox.command(["run", "--", "true"]);
+        let output = command.env("RUST_LOG", "trace").stderr(stderr).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(counts(&document)["accepted"], 2);
+    }
 }
 
 /// A run that is in the middle of a draft: its program waits until `release` is opened.
