@@ -326,7 +326,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
     match store.query(&all) {
         Ok(records) => {
-            for record in records.iter().take(30) {
+            for record in records.iter().take(20) {
                 note(store.inspect(record.id).map(|_| ()));
             }
         }
@@ -337,7 +337,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     note(store.release_due().map(|_| ()));
     match (store.register_runner("test"), store.pending_snapshot()) {
         (Ok(runner), Ok(mut snapshot)) => {
-            for _ in 0..30 {
+            for _ in 0..6 {
                 match store.claim_next(&runner, &mut snapshot) {
                     Ok(Some(Claimed::Draft(claim))) => {
                         let outcome = DraftProcessingDecision::Accepted.into();
@@ -443,7 +443,7 @@ fn damage(mutants: u64) {
 
 #[test]
 fn a_damaged_file_gives_an_error_or_a_store() {
-    damage(150);
+    damage(100);
 }
 
 #[test]
