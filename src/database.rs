@@ -34,6 +34,10 @@ const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 /// How long a connection waits for others' locks unless it is configured otherwise.
 pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A connection's page cache, in KiB. A batch of moves touches more than SQLite's 2 MiB; what does
+/// not fit is written to the WAL before the commit, and read back.
+const CACHE_KIB: i64 = 8 * 1024;
+
 /// The current schema's version.
 fn schema_version() -> i64 {
     // There are never 2^63 migrations.
@@ -525,6 +529,7 @@ fn configure(
         ("mmap_size", 0),
         ("cell_size_check", 1),
         ("journal_size_limit", 64 * 1024 * 1024),
+        ("cache_size", -CACHE_KIB),
     ] {
         connection.pragma_update(None, name, value)?;
         let found = pragma(connection, name)?;

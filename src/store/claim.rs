@@ -5,9 +5,10 @@
 //! where the resource is. [`Claim`] owns the token and is consumed by the move, so it cannot be
 //! finished twice; a holder that lost its claim is told so and changes nothing.
 
+use std::collections::HashSet;
 use std::fmt;
 
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, ToSql, named_params, params};
 
 use super::recovery::RunnerRegistration;
 use super::{DraftStore, DraftTransition, draft_columns, draft_of};
@@ -185,11 +186,11 @@ impl DraftStore {
     pub fn finish(&self, claim: Claim, outcome: &Outcome) -> Result<DraftState, LibrarianError> {
         let now = self.now_ms();
         let moved = self.database().write("finish a draft", |transaction| {
-            finish(transaction, &claim.held, outcome, now)
+            finish(transaction, &[(&claim.held, outcome)], now)
         })?;
-        match moved {
-            true => Ok(outcome.decision().target_state()),
-            false => Err(LibrarianError::LostClaim { id: claim.held.id }),
+        match moved.as_slice() {
+            [true] => Ok(outcome.decision().target_state()),
+            _ => Err(LibrarianError::LostClaim { id: claim.held.id }),
         }
     }
 
@@ -231,10 +232,16 @@ impl DraftStore {
         }
         let now = self.now_ms();
         let exchanged = self.database().write("move drafts", |transaction| {
+            let finished: Vec<_> = settled
+                .iter()
+                .filter_map(|settled| Some((&settled.claim.held, settled.verdict.as_ref().ok()?)))
+                .collect();
+            let mut finished = finish(transaction, &finished, now)?.into_iter();
             let held = settled
                 .iter()
                 .map(|settled| match &settled.verdict {
-                    Ok(outcome) => finish(transaction, &settled.claim.held, outcome, now),
+                    // As many were given to `finish` as are asked for here.
+                    Ok(_) => Ok(finished.next().unwrap_or(false)),
                     Err(error) => give_up(transaction, &settled.claim.held, error, now),
                 })
                 .collect::<Result<_, _>>()?;
@@ -468,54 +475,99 @@ fn release(connection: &Connection, held: &Held, now: i64) -> Result<(), Fault> 
     Ok(())
 }
 
-/// The move out of `processing`: one UPDATE, guarded by the token. Returns whether the claim was
-/// still held; if not, what came too late is kept as an event.
+/// How many drafts one UPDATE moves out of `processing`: for each statement SQLite notes down the
+/// pages that it may have to undo, and that is dearer than a move.
+const CHUNKS: [usize; 3] = [128, 16, 1];
+
+/// The moves out of `processing`, each guarded by its token. Returns for each whether the claim
+/// was still held; if not, what came too late is kept as an event.
 fn finish(
     connection: &Connection,
-    held: &Held,
-    outcome: &Outcome,
+    finished: &[(&Held, &Outcome)],
     now: i64,
-) -> Result<bool, Fault> {
-    let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
-    let delay = outcome.retry_after().filter(|_| deferred).map(|delay| delay.min(MAX_DELAY));
-    let moved = connection
+) -> Result<Vec<bool>, Fault> {
+    let mut moved = HashSet::with_capacity(finished.len());
+    let mut rest = finished;
+    for size in CHUNKS {
+        while let Some((chunk, others)) = rest.split_at_checked(size) {
+            finish_chunk(connection, chunk, now, &mut moved)?;
+            rest = others;
+        }
+    }
+    finished
+        .iter()
+        .map(|(held, outcome)| {
+            let held_on = moved.contains(&held.seq);
+            if !held_on {
+                refuse(connection, held, outcome, now)?;
+            }
+            Ok(held_on)
+        })
+        .collect()
+}
+
+fn finish_chunk(
+    connection: &Connection,
+    chunk: &[(&Held, &Outcome)],
+    now: i64,
+    moved: &mut HashSet<i64>,
+) -> Result<(), Fault> {
+    let row = "(?, ?, ?, ?, ?, ?, ?)";
+    let rows = vec![row; chunk.len()].join(", ");
+    let mut statement = connection.prepare_cached(&format!(
+        "UPDATE drafts SET state = CASE column3 WHEN 'deferred' THEN 'pending' ELSE column3 END, \
+             decision = column3, note = column4, output = column5, due_at = column6, \
+             defers = defers + (column3 = 'deferred'), \
+             claimed_at = NULL, claim_token = NULL, owner = NULL, \
+             updated_at = column7, revision = revision + 1 \
+         FROM (VALUES {rows}) \
+         WHERE drafts.seq = column1 AND drafts.claim_token = column2 \
+         RETURNING seq"
+    ))?;
+    let mut parameters = 1..;
+    for (held, outcome) in chunk {
+        let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
+        let delay = outcome.retry_after().filter(|delay| deferred && !delay.is_zero());
+        let due_at = delay
+            .map_or(0, |delay| (now + duration_ms(delay.min(MAX_DELAY)).max(1)).min(MAX_UNIX_MS));
+        let values: [&dyn ToSql; 7] = [
+            &held.seq,
+            &held.token,
+            &outcome.decision(),
+            &outcome.note(),
+            &outcome.output(),
+            &due_at,
+            &now,
+        ];
+        for (value, parameter) in values.into_iter().zip(parameters.by_ref()) {
+            statement.raw_bind_parameter(parameter, value)?;
+        }
+    }
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        moved.insert(row.get(0)?);
+    }
+    Ok(())
+}
+
+/// Keep a late outcome, which changed nothing, as an event.
+fn refuse(connection: &Connection, held: &Held, outcome: &Outcome, now: i64) -> Result<(), Fault> {
+    connection
         .prepare_cached(
-            "UPDATE drafts SET state = :to, decision = :decision, note = :note, \
-                 output = :output, due_at = :due_at, defers = defers + :deferred, \
-                 claimed_at = NULL, claim_token = NULL, owner = NULL, \
-                 updated_at = :now, revision = revision + 1 \
-             WHERE seq = :seq AND claim_token = :token",
+            "INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, \
+                 note, output, by_hand) \
+             SELECT seq, 'refused', state, state, :now, :runner, :decision, :note, :output, 0 \
+             FROM drafts WHERE seq = :seq",
         )?
         .execute(named_params! {
-            ":to": outcome.decision().target_state(),
+            ":now": now,
+            ":runner": held.runner,
             ":decision": outcome.decision(),
             ":note": outcome.note(),
             ":output": outcome.output(),
-            ":due_at": delay.filter(|delay| !delay.is_zero())
-                .map_or(0, |delay| (now + duration_ms(delay).max(1)).min(MAX_UNIX_MS)),
-            ":deferred": deferred,
-            ":now": now,
             ":seq": held.seq,
-            ":token": held.token,
         })?;
-    if moved == 0 {
-        connection
-            .prepare_cached(
-                "INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, \
-                     note, output, by_hand) \
-                 SELECT seq, 'refused', state, state, :now, :runner, :decision, :note, :output, 0 \
-                 FROM drafts WHERE seq = :seq",
-            )?
-            .execute(named_params! {
-                ":now": now,
-                ":runner": held.runner,
-                ":decision": outcome.decision(),
-                ":note": outcome.note(),
-                ":output": outcome.output(),
-                ":seq": held.seq,
-            })?;
-    }
-    Ok(moved == 1)
+    Ok(())
 }
 
 fn give_up(
