@@ -24,11 +24,14 @@
 -- narrow because every move rewrites it; the text lives in draft_texts.
 CREATE TABLE drafts (
     -- The order of submission: runners take the lowest first. Never used twice.
-    seq              INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq              INTEGER PRIMARY KEY AUTOINCREMENT
+        CONSTRAINT "seq is given by the database" CHECK (seq > 0),
     -- First 8 bytes of SHA-256 over text, surface, agent, project, operator and provenance.
     id               TEXT NOT NULL UNIQUE
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
-        CHECK (length(id) = 16 AND id NOT GLOB '*[^0-9a-f]*'),
+        -- Twice, because length() and GLOB stop at a NUL, and bytes alone could hold one.
+        CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
+               AND id NOT GLOB '*[^0-9a-f]*'),
     state            TEXT NOT NULL DEFAULT 'pending'
         CONSTRAINT "state is one of the six states"
         CHECK (state IN ('pending', 'processing', 'accepted', 'skipped', 'failed', 'quarantined')),
@@ -50,7 +53,7 @@ CREATE TABLE drafts (
     owner            INTEGER
         CONSTRAINT "owner goes with a claim_token"
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
-    -- How often the draft was claimed; how often that ended in an error of the processor or the
+    -- How often the draft was claimed (and not released unseen); how often that ended in an error of the processor or the
     -- death of its runner; how often the processor deferred it. A requeue sets errors to 0.
     claims           INTEGER NOT NULL DEFAULT 0 CHECK (claims >= 0),
     errors           INTEGER NOT NULL DEFAULT 0 CHECK (errors >= 0),
@@ -62,7 +65,9 @@ CREATE TABLE drafts (
     -- When the draft was staged, by its submitter's word.
     submitted_at     INTEGER NOT NULL,
     -- Length of the text in bytes of UTF-8.
-    text_bytes       INTEGER NOT NULL CHECK (text_bytes >= 0),
+    text_bytes       INTEGER NOT NULL
+        -- SQLite keeps no longer text, and no sum of these overflows.
+        CONSTRAINT "text_bytes is a length" CHECK (text_bytes BETWEEN 0 AND 2147483647),
     source_surface   TEXT NOT NULL
         CONSTRAINT "source_surface is a known surface"
         CHECK (source_surface IN ('directory', 'claude_memory', 'codex_memory', 'mcp', 'cli',
@@ -132,19 +137,21 @@ CREATE INDEX runners_not_ended ON runners (id) WHERE ended_at IS NULL;
 -- the to_state of the row before it, and the last to_state is the draft's state. Two events are
 -- no moves and leave the state as it was: 'errored' and 'refused'.
 CREATE TABLE history (
-    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT
+        CONSTRAINT "seq is given by the database" CHECK (seq > 0),
     draft       INTEGER NOT NULL,  -- drafts.seq
     -- submitted   NULL to pending
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
+    -- released    processing to pending: the runner had claimed it ahead, and did not begin
     -- recovered   processing to pending: the owner was dead, or the claim stale
     -- exhausted   processing to failed: as recovered, and the errors reached the budget
     -- requeued    a terminal state to pending, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; nothing was changed
     event       TEXT NOT NULL CHECK (event IN ('submitted', 'claimed', 'decided', 'deferred',
-                    'recovered', 'exhausted', 'requeued', 'errored', 'refused')),
+                    'released', 'recovered', 'exhausted', 'requeued', 'errored', 'refused')),
     from_state  TEXT,
     to_state    TEXT NOT NULL,
     at          INTEGER NOT NULL,
@@ -167,9 +174,24 @@ CREATE INDEX history_of_draft ON history (draft);
 -- INSERT OR REPLACE, which would delete the old row without asking any trigger.
 CREATE TRIGGER drafts_same_id_same_draft BEFORE INSERT ON drafts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
-  OR (NEW.seq > 0 AND EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq))
 BEGIN
     SELECT RAISE(IGNORE);
+END;
+
+-- A seq that is left out is -1 here. One that is given could replace another draft, or be the
+-- last there is and leave no room for the next.
+CREATE TRIGGER drafts_seq_is_given BEFORE INSERT ON drafts
+WHEN NEW.seq > 0
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: leave seq to the database');
+END;
+
+-- One draft whose tags cannot be read would stand in the way of every list.
+CREATE TRIGGER drafts_tags_are_strings BEFORE INSERT ON drafts
+WHEN NEW.context_tags <> '[]'
+ AND EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text')
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings');
 END;
 
 CREATE TRIGGER drafts_start_as_pending BEFORE INSERT ON drafts
@@ -181,7 +203,10 @@ END;
 CREATE TRIGGER drafts_submitted AFTER INSERT ON drafts
 BEGIN
     INSERT INTO history (draft, event, to_state, at, by_hand)
-    VALUES (NEW.seq, 'submitted', NEW.state, NEW.updated_at, NEW.revision = 0);
+    VALUES (NEW.seq, 'submitted', NEW.state,
+            CASE WHEN NEW.revision <> 0 THEN NEW.updated_at
+                 ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
+            NEW.revision = 0);
 END;
 
 -- ── Moves ───────────────────────────────────────────────────────────────────────────────────
@@ -230,6 +255,7 @@ BEGIN
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
              WHEN NEW.decision IS NOT NULL      THEN 'decided'
+             WHEN NEW.claims < OLD.claims       THEN 'released'
              WHEN NEW.state = 'pending'         THEN 'recovered'
              ELSE 'exhausted' END,
         OLD.state, NEW.state,
@@ -239,8 +265,10 @@ BEGIN
         NEW.decision,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.note END,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.output END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL THEN NEW.last_error_class END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL THEN NEW.last_error END,
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+             THEN NEW.last_error_class END,
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+             THEN NEW.last_error END,
         NEW.revision = OLD.revision
     );
 END;
@@ -249,22 +277,33 @@ CREATE TRIGGER drafts_errored AFTER UPDATE OF errors ON drafts
 WHEN NEW.state = 'processing' AND OLD.state = 'processing' AND NEW.errors > OLD.errors
 BEGIN
     INSERT INTO history (draft, event, from_state, to_state, at, runner, error_class, error, by_hand)
-    VALUES (NEW.seq, 'errored', OLD.state, NEW.state, NEW.updated_at, OLD.owner,
-            NEW.last_error_class, NEW.last_error, NEW.revision = OLD.revision);
+    VALUES (NEW.seq, 'errored', OLD.state, NEW.state,
+            CASE WHEN NEW.revision <> OLD.revision THEN NEW.updated_at
+                 ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
+            OLD.owner, NEW.last_error_class, NEW.last_error, NEW.revision = OLD.revision);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
 
 CREATE TRIGGER drafts_identity_is_fixed
-BEFORE UPDATE OF seq, id, submitted_at, text_bytes, source_surface, source_agent, source_project,
+BEFORE UPDATE OF id, submitted_at, text_bytes, source_surface, source_agent, source_project,
                  operator, provenance_uri, context_tags ON drafts
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
 END;
 
+-- A trigger OF seq would not see SET rowid, which is the same column; and with OR REPLACE that
+-- deletes the draft whose seq is taken, and gives its text to the other.
+CREATE TRIGGER drafts_seq_is_fixed BEFORE UPDATE ON drafts
+WHEN NEW.seq <> OLD.seq
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
+END;
+
+-- A claim may lose its token, never get another: nor one again that it had.
 CREATE TRIGGER drafts_claim_token_is_fixed BEFORE UPDATE OF claim_token ON drafts
-WHEN OLD.claim_token IS NOT NULL AND NEW.claim_token IS NOT NULL
- AND OLD.claim_token <> NEW.claim_token
+WHEN OLD.state = 'processing' AND NEW.claim_token IS NOT NULL
+ AND NEW.claim_token IS NOT OLD.claim_token
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a claim keeps its token; recover the draft first');
 END;
@@ -287,6 +326,13 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s text is fixed; submit a new draft');
 END;
 
+-- A text that waits for its draft would stand in the way of that draft's own.
+CREATE TRIGGER draft_texts_come_with_their_draft BEFORE INSERT ON draft_texts
+WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a text comes with its draft');
+END;
+
 CREATE TRIGGER draft_texts_are_fixed BEFORE UPDATE ON draft_texts
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s text is fixed; submit a new draft');
@@ -298,8 +344,9 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: a text goes with its draft');
 END;
 
+-- By the database, at its end, and for a draft that is in that state.
 CREATE TRIGGER history_is_appended_to BEFORE INSERT ON history
-WHEN NEW.seq > 0 AND EXISTS (SELECT 1 FROM history WHERE seq = NEW.seq)
+WHEN NEW.seq > 0 OR NEW.to_state IS NOT (SELECT state FROM drafts WHERE seq = NEW.draft)
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
 END;

@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,7 +96,12 @@ impl Database {
         WAIT_LIMIT.set(busy_timeout);
         let first = connect(&path)
             .and_then(|mut connection| {
+                // The newest version may stand in the WAL, where `recognise` does not see it. A
+                // file that is refused for it is not checkpointed in passing.
+                let checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+                connection.set_db_config(checkpoint, true)?;
                 let newcomer = migrate(&mut connection, &path)?;
+                connection.set_db_config(checkpoint, false)?;
                 configure(&connection, &path, newcomer, busy_timeout)?;
                 Ok(connection)
             })
@@ -317,11 +322,7 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
         }
     }
     if let Some(directory) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(cannot(directory))?;
+        make_private_directory(directory).map_err(cannot(directory))?;
     }
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(_) => Ok(()),
@@ -331,48 +332,60 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
     }
 }
 
+/// Make a directory, and those above it, for their owner alone.
+pub(crate) fn make_private_directory(directory: &Path) -> Result<(), io::Error> {
+    let missing: Vec<&Path> =
+        directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // SQLite makes the file's entry in its directory durable, but not the directory's entry in
+    // its parent. As SQLite does, go on where a directory cannot be opened or synced.
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
+    }
+    Ok(())
+}
+
 /// Look at the file's header before anything could change the file: an ordinary connection to a
 /// foreign database would replay its journal or check its WAL in. An immutable one takes no lock
 /// and writes nothing, and its descriptor is known to SQLite.
-///
-/// Without a lock, others may be writing meanwhile, or have died while they wrote, so only the
-/// header means anything here, and of it only what never changes once it is there.
 fn recognise(path: &Path) -> Result<(), LibrarianError> {
-    let look = || -> Result<Option<(i64, i64)>, rusqlite::Error> {
+    let length = fs::metadata(path).map(|metadata| metadata.len());
+    if length.is_ok_and(|length| length == 0) {
+        // New, or another process is about to fill it.
+        return Ok(());
+    }
+    let look = || -> Result<(i64, i64), rusqlite::Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(immutable_uri(path), flags)?;
-        // A checkpoint writes the header with its count of pages before it writes the pages. If
-        // it is still at it, or died there, this tells SQLite not to take the file for damaged;
-        // the WAL has what is missing.
+        // In the middle of another process's first start or checkpoint, or of one that was cut
+        // off, the file is shorter than its header says. This makes SQLite read the header all
+        // the same.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
         connection.pragma_update(None, "writable_schema", true)?;
-        // One transaction, so that all is of one moment.
+        // One transaction, so that both are of one moment.
         let transaction = connection.transaction()?;
-        let application_id = pragma(&transaction, "application_id")?;
-        let version = pragma(&transaction, "user_version")?;
-        let nobodys = application_id == 0 && version == 0 && {
-            let objects: i64 =
-                transaction
-                    .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-            objects == 0
-        };
-        Ok((!nobodys).then_some((application_id, version)))
+        Ok((pragma(&transaction, "application_id")?, pragma(&transaction, "user_version")?))
     };
-    // Looked for first: our header is in the file before the file has a WAL.
-    let has_wal = is_filled(&beside(path, "-wal"));
     match look() {
-        // New, or another process is about to fill it, or died before it did: SQLite's setting
-        // for that takes a transaction of its own, after which the file is a page with nothing.
-        Ok(None) if !has_wal => Ok(()),
-        Ok(header) => {
-            let (application_id, version) = header.unwrap_or((0, 0));
-            check_header(path, application_id, version)
-        }
-        // A first start may have been cut off: SQLite's journal knows how to undo it.
-        Err(_) if is_filled(&beside(path, "-journal")) => Ok(()),
+        Ok((application_id, version)) => check_header(path, application_id, version),
+        Err(_) if journal_undoes_all(path) => Ok(()),
         Err(error) => Err(settle(error.into(), path, DEFAULT_BUSY_TIMEOUT, "open")),
     }
+}
+
+/// Whether the file has a journal that leaves nothing of it: a first start was cut off by a power
+/// failure, which may have left no more than zeros. SQLite's locks are not on the journal, so it
+/// may be opened. Any other journal beside a file that is not SQLite's is not to be touched.
+fn journal_undoes_all(path: &Path) -> bool {
+    // The format's magic; then how many pages there were before, in bytes 16 to 20.
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
+    name.push("-journal");
+    let mut header = [0; 20];
+    let read = fs::File::open(name).and_then(|mut journal| journal.read_exact(&mut header));
+    read.is_ok() && header.starts_with(&MAGIC) && header.ends_with(&[0; 4])
 }
 
 fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), LibrarianError> {
@@ -392,17 +405,6 @@ fn check_header(path: &Path, application_id: i64, version: i64) -> Result<(), Li
         return foreign(format!("its schema version {version} is none of draftq's"));
     }
     Ok(())
-}
-
-/// One of the files that SQLite keeps beside a database.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-fn is_filled(path: &Path) -> bool {
-    path.metadata().is_ok_and(|file| file.len() > 0)
 }
 
 fn immutable_uri(path: &Path) -> String {
@@ -444,11 +446,16 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
         check_header(path, pragma(connection, "application_id")?, version)?;
         return Ok(false);
     }
-    if version == 0 {
-        // To be set before the first table: it lets `prune` give space back piece by piece.
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-    }
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let transaction = if version == 0 {
+        // It lets `prune` give space back piece by piece, and can be set only before the first
+        // page is written. It writes that page, which takes the write lock, and belongs in the
+        // schema's transaction: by itself it would look like the database of another program.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        transaction
+    } else {
+        connection.transaction_with_behavior(TransactionBehavior::Immediate)?
+    };
     let mut version = pragma(&transaction, "user_version")?;
     let is_new = version == 0 && pragma(&transaction, "application_id")? == 0 && {
         let objects: i64 =

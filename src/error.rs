@@ -60,6 +60,14 @@ pub enum LibrarianError {
         id: DraftId,
     },
 
+    /// The runner's registration is over: its lock file was gone, and another took it for dead
+    /// while it held no claim. Nothing was claimed; register again.
+    #[error("runner {runner} was taken for dead because its lock file is gone; register again")]
+    RunnerEnded {
+        /// The runner: `runners.id`.
+        runner: i64,
+    },
+
     /// A processor could not come to a decision. The draft stays in `processing`, with the error
     /// on record and no owner, and is tried again once the claim is stale.
     #[error("{0}")]
@@ -213,7 +221,7 @@ impl LibrarianError {
             | Self::UnsupportedDraftSchema { .. }
             | Self::DraftIdMismatch { .. } => ErrorKind::BadInput,
             Self::DraftNotFound { .. } | Self::UnknownDraft { .. } => ErrorKind::NotFound,
-            Self::LostClaim { .. } => ErrorKind::LostClaim,
+            Self::LostClaim { .. } | Self::RunnerEnded { .. } => ErrorKind::LostClaim,
             Self::Processor(_)
             | Self::NotYetImplemented { .. }
             | Self::LlmInvocationFailed { .. }

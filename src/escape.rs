@@ -46,14 +46,24 @@ pub fn line(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// A JSON document: unsafe characters as `\u001b`. A JSON writer escapes C0 itself; DEL, C1 and
-/// the bidirectional controls can stand only inside its strings, so the document stays the same.
+/// A JSON document on one line: unsafe characters as `\u001b`, line breaks and tabs as blanks.
+///
+/// In JSON all of C0 is escaped inside strings already. What is left of it stands between tokens,
+/// in values that another program wrote, and a blank is as good there. DEL, C1 and the
+/// bidirectional controls can stand only inside strings. So the document means the same.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
-    replace(document, is_unsafe, |out, c| {
-        // All of the unsafe characters lie in the basic plane: four digits are enough.
-        let _ = write!(out, "\\u{:04x}", u32::from(c));
-    })
+    replace(
+        document,
+        |c| is_unsafe(c) || c == '\n' || c == '\t',
+        |out, c| match c {
+            '\r' | '\n' | '\t' => out.push(' '),
+            // All of the unsafe characters lie in the basic plane: four digits are enough.
+            c => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+        },
+    )
 }
 
 fn replace(
@@ -98,6 +108,15 @@ mod tests {
             let escaped = json(&document);
             prop_assert!(!escaped.contains(is_unsafe));
             prop_assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), raw);
+        }
+
+        #[test]
+        fn a_json_document_may_have_any_white_space(space in "[ \t\r\n]{1,4}") {
+            let document = format!("{{{space}\"a\"{space}:{space}[1,{space}\"\u{9b}\"]{space}}}");
+            let escaped = json(&document);
+            prop_assert!(!escaped.contains(|c: char| c.is_control()));
+            let value: serde_json::Value = serde_json::from_str(&escaped).unwrap();
+            prop_assert_eq!(value, serde_json::json!({"a": [1, "\u{9b}"]}));
         }
     }
 }

@@ -60,6 +60,7 @@ pub mod runner;
 pub mod state;
 pub mod store;
 pub mod sweep;
+pub mod watch;
 
 pub use draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
 pub use error::LibrarianError;
@@ -68,3 +69,8 @@ pub use processors::deferred::DeferredDraftProcessor;
 pub use runner::{DEFAULT_PROCESSING_STALE_SECS, DraftRunItem, DraftRunSummary, Runner, run_once};
 pub use state::{DraftProcessingDecision, DraftState};
 pub use store::{DraftStore, DraftTransition};
+
+/// What the README shows of the library compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -14,7 +14,7 @@ use crate::cli::failure::Failure;
 fn main() -> ExitCode {
     let arguments = match cli::Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return cli::failure::from_clap(&error),
+        Err(error) => return cli::failure::from_clap(error),
     };
     cli::log::start(arguments.quiet());
     match cli::dispatch(arguments) {

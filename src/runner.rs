@@ -1,6 +1,8 @@
 //! The mechanics of a run: recover what a dead run left, claim, ask the processor, move the
 //! draft on. The judgement is the processor's ([`DraftProcessor`]).
 
+mod desk;
+
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -8,20 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use tracing::{Span, field};
 
-use crate::draft::DraftId;
+use self::desk::Desk;
 use crate::error::LibrarianError;
-use crate::processor::{DraftProcessor, MAX_DELAY, Outcome};
+use crate::processor::{DraftProcessor, MAX_DELAY};
 use crate::state::DraftProcessingDecision;
 use crate::store::DraftStore;
-use crate::store::claim::{Claim, Claimed, PendingSnapshot};
+use crate::store::claim::PendingSnapshot;
 use crate::store::recovery::RunnerRegistration;
 
 /// Age in seconds after which a claim that has no owner is taken back.
 pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
-
-/// How often a move is tried while the database is busy: each try waits as long as the store
-/// does, and behind it may stand an hour of a model's work.
-const BUSY_TRIES: u32 = 12;
 
 /// One draft that a run moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -246,17 +244,22 @@ impl Runner {
     ///
     /// `now` is for the stale cutoff alone: what was claimed at or before `now - stale_after`,
     /// but not before the epoch. All stamps come from the store's clock.
+    ///
+    /// While a processor takes less than a few milliseconds, drafts are claimed some ahead, and
+    /// the moves of several drafts share a commit; none waits for longer than 5 ms, and none is
+    /// reported before it is durable. What a crash takes with it is processed again.
     pub fn run<P: DraftProcessor + Send>(
         &self,
         processors: &mut [P],
         now: SystemTime,
     ) -> RunReport {
-        self.conduct(now, |run| match processors {
+        let seats = processors.len();
+        self.conduct(now, seats, |desk| match processors {
             [] => {}
-            [processor] => run.work(processor),
+            [processor] => desk.work(0, processor),
             processors => std::thread::scope(|scope| {
-                for processor in processors {
-                    scope.spawn(move || run.work(processor));
+                for (seat, processor) in processors.iter_mut().enumerate() {
+                    scope.spawn(move || desk.within_span(|| desk.work(seat, processor)));
                 }
             }),
         })
@@ -264,11 +267,11 @@ impl Runner {
 
     /// One run with one worker, on this thread.
     pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
-        self.conduct(now, |run| run.work(processor))
+        self.conduct(now, 1, |desk| desk.work(0, processor))
     }
 
     /// What is the same for every run: the span, recovery, the snapshot, and the end.
-    fn conduct(&self, now: SystemTime, work: impl FnOnce(&Run<'_>)) -> RunReport {
+    fn conduct(&self, now: SystemTime, seats: usize, work: impl FnOnce(&Desk<'_>)) -> RunReport {
         let span = tracing::info_span!(
             target: "mimir.librarian.run",
             "mimir.librarian.run",
@@ -284,32 +287,25 @@ impl Runner {
         );
         let _entered = span.enter();
         let mut summary = DraftRunSummary::default();
-        let snapshot = match self.prepare(now, &mut summary) {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                record(&span, &summary);
-                return RunReport { summary, stopped_by: Some(error) };
+        let prepared = self.prepare(now, &mut summary);
+        record(&span, &summary);
+        let report = match prepared {
+            Err(error) => RunReport { summary, stopped_by: Some(error) },
+            Ok(snapshot) => {
+                self.observe(&summary);
+                match snapshot.is_used_up() || seats == 0 {
+                    true => RunReport { summary, stopped_by: None },
+                    false => {
+                        let desk = Desk::new(self, &span, snapshot, summary, seats);
+                        std::thread::scope(|scope| {
+                            scope.spawn(|| desk.within_span(|| desk.serve()));
+                            work(&desk);
+                        });
+                        desk.close()
+                    }
+                }
             }
         };
-        record(&span, &summary);
-        self.observe(&summary);
-        let run = Run {
-            runner: self,
-            span: &span,
-            intake: Mutex::new(Intake {
-                open: summary.pending_seen > 0,
-                left: self.limit.unwrap_or(usize::MAX),
-                snapshot,
-            }),
-            progress: Mutex::new(RunReport { summary, stopped_by: None }),
-        };
-        work(&run);
-        let exhausted = lock(&run.intake).snapshot.is_used_up();
-        let mut report = run.progress.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if exhausted {
-            let summary = &mut report.summary;
-            summary.claim_misses = summary.pending_seen.saturating_sub(summary.claimed);
-        }
         record(&span, &report.summary);
         report
     }
@@ -339,6 +335,12 @@ impl Runner {
         Ok(new)
     }
 
+    /// Let the registration go. Claims that are left behind under it can be taken back then: as
+    /// long as it stands the runner counts as alive. The next claim makes another.
+    fn forget_registration(&self) {
+        *lock(&self.registration) = None;
+    }
+
     fn observe(&self, summary: &DraftRunSummary) {
         if let Some(observer) = &self.observer {
             observer(summary);
@@ -357,152 +359,15 @@ impl Runner {
         }
     }
 
+    fn is_holding(&self) -> bool {
+        lock(&self.hold_until).is_some_and(|until| until > Instant::now())
+    }
+
     fn hold_for(&self, hold: Duration) {
         let until = Instant::now().checked_add(hold.min(MAX_DELAY));
         let mut hold_until = lock(&self.hold_until);
         *hold_until = (*hold_until).max(until);
     }
-}
-
-/// One run of a runner, shared by its workers.
-struct Run<'r> {
-    runner: &'r Runner,
-    span: &'r Span,
-    /// Claims are made one at a time: SQLite has one writer anyway, and so the limit is exact
-    /// and a draft that one worker deferred is not met again by another.
-    intake: Mutex<Intake>,
-    progress: Mutex<RunReport>,
-}
-
-struct Intake {
-    open: bool,
-    left: usize,
-    snapshot: PendingSnapshot,
-}
-
-impl Run<'_> {
-    /// A worker: claim, process, finish, until nothing is left.
-    fn work<P: DraftProcessor + ?Sized>(&self, processor: &mut P) {
-        let _entered = self.span.enter();
-        while self.runner.wait_for_hold() {
-            match self.claim() {
-                Ok(Some(Claimed::Draft(claim))) => self.process(&claim, processor),
-                Ok(Some(Claimed::Unreadable(id))) => {
-                    tracing::warn!(
-                        target: "mimir.librarian.draft_error",
-                        draft_id = %id,
-                        class = "unreadable",
-                        "draft could not be read back"
-                    );
-                    self.progress(|summary| {
-                        summary.claimed += 1;
-                        summary.errors += 1;
-                    });
-                }
-                Ok(None) => break,
-                Err(error) => self.stop(Some(error)),
-            }
-        }
-    }
-
-    fn claim(&self) -> Result<Option<Claimed>, LibrarianError> {
-        let mut intake = lock(&self.intake);
-        if !intake.open || intake.left == 0 {
-            return Ok(None);
-        }
-        let registration = self.runner.registration()?;
-        let claimed = self.runner.store.claim_next(&registration, &mut intake.snapshot)?;
-        match claimed {
-            Some(_) => intake.left -= 1,
-            None => intake.open = false,
-        }
-        Ok(claimed)
-    }
-
-    fn process<P: DraftProcessor + ?Sized>(&self, claim: &Claim, processor: &mut P) {
-        lock(&self.progress).summary.claimed += 1;
-        let id = claim.draft().id();
-        let processed = processor.process_to_outcome(claim.draft());
-        let stored = match &processed {
-            Ok(outcome) => {
-                if let Some(hold) = outcome.hold() {
-                    self.runner.hold_for(hold);
-                }
-                while_busy(|| self.runner.store.try_finish(claim, outcome)).map(|_| ())
-            }
-            Err(error) => while_busy(|| self.runner.store.try_give_up(claim, error)),
-        };
-        match (stored, processed) {
-            (Ok(()), Ok(outcome)) => self.finished(id, &outcome),
-            (Ok(()), Err(error)) => {
-                tracing::warn!(
-                    target: "mimir.librarian.draft_error",
-                    draft_id = %id,
-                    class = error.class(),
-                    "processor came to no decision"
-                );
-                self.progress(|summary| summary.errors += 1);
-                if self.runner.stop_at_error {
-                    self.stop(Some(error));
-                }
-            }
-            (Err(LibrarianError::LostClaim { .. }), _) => {
-                tracing::warn!(
-                    target: "mimir.librarian.lost_claim",
-                    draft_id = %id,
-                    "claim was lost; its late result changed nothing"
-                );
-                self.progress(|summary| summary.lost_claims += 1);
-            }
-            (Err(error), _) => self.stop(Some(error)),
-        }
-    }
-
-    fn finished(&self, id: DraftId, outcome: &Outcome) {
-        let decision = outcome.decision();
-        let final_state = decision.target_state().dir_name();
-        self.progress(|summary| {
-            summary.count(decision);
-            if self.runner.keep_items {
-                let final_state = final_state.to_owned();
-                summary.items.push(DraftRunItem { id: id.to_hex(), decision, final_state });
-            }
-        });
-        tracing::info!(
-            target: "mimir.librarian.draft_processed",
-            draft_id = %id,
-            decision = decision.as_str(),
-            final_state,
-            "draft processed"
-        );
-    }
-
-    fn progress(&self, change: impl FnOnce(&mut DraftRunSummary)) {
-        let mut progress = lock(&self.progress);
-        change(&mut progress.summary);
-        self.runner.observe(&progress.summary);
-    }
-
-    /// Close the intake; the first error given is the run's.
-    fn stop(&self, error: Option<LibrarianError>) {
-        lock(&self.intake).open = false;
-        let mut progress = lock(&self.progress);
-        if progress.stopped_by.is_none() {
-            progress.stopped_by = error;
-        }
-    }
-}
-
-fn while_busy<T>(
-    mut attempt: impl FnMut() -> Result<T, LibrarianError>,
-) -> Result<T, LibrarianError> {
-    for _ in 1..BUSY_TRIES {
-        match attempt() {
-            Err(LibrarianError::Busy { .. }) => {}
-            settled => return settled,
-        }
-    }
-    attempt()
 }
 
 /// A poisoned lock means that a processor panicked in another worker; the numbers behind it are

@@ -4,9 +4,12 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use draftq::LibrarianError;
 use draftq::error::ErrorKind;
 use draftq::escape;
+
+use super::render::{Output, in_colour};
 
 /// Wrong usage.
 const EX_USAGE: u8 = 64;
@@ -94,16 +97,65 @@ impl From<serde_json::Error> for Failure {
 }
 
 /// Help and version go to standard output and are no failure; everything else is wrong usage.
-pub fn from_clap(error: &clap::Error) -> ExitCode {
-    // If nobody reads it, nobody misses it.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS }
+pub fn from_clap(mut error: clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Every word of it is ours.
+        let help = error.render();
+        let help = match in_colour(&io::stdout()) {
+            true => help.ansi().to_string(),
+            false => help.to_string(),
+        };
+        return match Output::new(false).bytes(help.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        };
+    }
+    let tame = escape_echoes(&mut error);
+    let message = error.render();
+    // In colour our own escapes stand between the words, so nothing can be escaped any more.
+    if tame && in_colour(&io::stderr()) {
+        tell(&message.ansi().to_string());
+    } else {
+        tell(&escape::text(&message.to_string()));
+    }
+    ExitCode::from(EX_USAGE)
+}
+
+/// Escape what the message repeats of the arguments: clap prints it as it is. Returns whether
+/// there was nothing to escape.
+fn escape_echoes(error: &mut clap::Error) -> bool {
+    let escaped: Vec<(ContextKind, ContextValue)> = error
+        .context()
+        .filter_map(|(kind, value)| {
+            let escaped = match value {
+                ContextValue::String(word) => ContextValue::String(escape::line(word).into_owned()),
+                ContextValue::Strings(words) => ContextValue::Strings(
+                    words.iter().map(|word| escape::line(word).into_owned()).collect(),
+                ),
+                _ => return None,
+            };
+            (escaped != *value).then_some((kind, escaped))
+        })
+        .collect();
+    if escaped.is_empty() {
+        return true;
+    }
+    for (kind, value) in escaped {
+        error.insert(kind, value);
+    }
+    // A tip repeats the argument as well, between escapes of clap's own.
+    error.remove(ContextKind::Suggested);
+    false
 }
 
 /// A line on standard error. A path or an id in it may hold anything.
 pub fn say(message: &str) {
     let mut line = escape::text(message).into_owned();
     let _ = writeln!(line);
+    tell(&line);
+}
+
+fn tell(message: &str) {
     // There is nowhere left to complain about standard error.
-    let _ = io::stderr().lock().write_all(line.as_bytes());
+    let _ = io::stderr().lock().write_all(message.as_bytes());
 }

@@ -1,5 +1,6 @@
 //! Drafts come in: `submit` and `sweep`.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal as _, Read};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::Args;
+use draftq::runner::Cancellation;
 use draftq::store::intake::Submission;
 use draftq::sweep::{self, SkipReason, SkippedFile, SweepOptions, Swept};
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore, LibrarianError};
@@ -87,17 +89,17 @@ Examples:
   git log -1 --format=%B | draftq submit --source-surface repo-handoff
   draftq submit --jsonl drafts.jsonl
 
-Each line of a JSONL file is an envelope: {\"raw_text\":\"…\"}, and if you like source_surface,
-source_agent, source_project, operator, provenance_uri, context_tags, submitted_at_unix_ms.
-What a line leaves out comes from the flags. All lines go in, or none.")]
+Each line of a JSONL file is an envelope: {\"raw_text\":\"…\"}, and if you like
+source_surface, source_agent, source_project, operator, provenance_uri,
+context_tags, submitted_at_unix_ms. What a line leaves out comes from the flags.
+All lines go in, or none.")]
 pub struct Submit {
     /// `-`: read the text from standard input, as when it is a pipe and nothing else is given.
-    #[arg(value_name = "-", value_parser = ["-"], hide_possible_values = true)]
-    #[arg(conflicts_with_all = ["text", "file", "jsonl"])]
-    stdin: Option<String>,
+    #[arg(value_name = "-", conflicts_with_all = ["text", "file", "jsonl"])]
+    stdin: Option<OsString>,
     /// The draft's text.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["file", "jsonl"])]
-    text: Option<String>,
+    text: Option<OsString>,
     /// Read the text from a file; it is kept byte for byte.
     #[arg(long, value_name = "PATH", conflicts_with = "jsonl")]
     file: Option<PathBuf>,
@@ -105,7 +107,7 @@ pub struct Submit {
     #[arg(long, value_name = "PATH")]
     jsonl: Option<PathBuf>,
     /// With --jsonl: leave out lines that are no good, and take the others.
-    #[arg(long, requires = "jsonl")]
+    #[arg(long, requires = "jsonl", conflicts_with_all = ["text", "file", "stdin"])]
     skip_bad: bool,
     #[command(flatten)]
     provenance: Provenance,
@@ -126,8 +128,15 @@ impl Submit {
 
     fn submit_one(&self, metadata: DraftMetadata, context: &Context) -> Result<ExitCode, Failure> {
         let limit = context.global.max_text_bytes;
+        if self.stdin.as_ref().is_some_and(|word| word != "-") {
+            // The word is not repeated: it may be the draft.
+            return Err(Failure::usage(
+                "submit takes no word but -, for standard input; give a text with --text TEXT, a \
+                 file with --file PATH",
+            ));
+        }
         let text = match (&self.text, &self.file, &self.stdin) {
-            (Some(text), ..) => text.clone(),
+            (Some(text), ..) => utf8(text.clone().into_encoded_bytes(), "the text")?,
             (_, Some(path), _) if path != Path::new("-") => {
                 read_text(open(path)?, &format!("the file {}", path.display()), limit)?
             }
@@ -228,10 +237,12 @@ fn read_lines(
             reader.skip_until(b'\n').map_err(|error| cannot_read(name, &error))?;
             continue;
         }
-        if line.trim_ascii().is_empty() {
+        // Without its end, so that an error does not speak of a second line.
+        let line = line.trim_ascii_end();
+        if line.is_empty() {
             continue;
         }
-        let draft = std::str::from_utf8(&line)
+        let draft = std::str::from_utf8(line)
             .map_err(|error| not_utf8(error.valid_up_to()))
             .and_then(|line| {
                 Draft::from_envelope(line, defaults).map_err(|error| error.to_string())
@@ -276,6 +287,10 @@ fn read_text(reader: impl Read, name: &str, limit: usize) -> Result<String, Fail
              --max-text-bytes"
         )));
     }
+    utf8(bytes, name)
+}
+
+fn utf8(bytes: Vec<u8>, name: &str) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|error| {
         let reason = not_utf8(error.utf8_error().valid_up_to());
         Failure::bad_input(format!("{name} was not taken: {reason}"))
@@ -292,8 +307,9 @@ Examples:
   draftq sweep ~/notes docs/handoffs
   draftq sweep --path ~/.claude/projects --source-surface claude-memory
 
-Surfaces of a sweep: directory (the default), claude_memory, codex_memory, repo_handoff,
-agent_export. A draft's provenance is the file's absolute path as a file:// URI.")]
+Surfaces of a sweep: directory (the default), claude_memory, codex_memory,
+repo_handoff, agent_export. A draft's provenance is the file's absolute path as
+a file:// URI.")]
 pub struct Sweep {
     /// A directory, or a file.
     #[arg(value_name = "PATH", required_unless_present = "path")]
@@ -309,7 +325,9 @@ impl Sweep {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let paths: Vec<PathBuf> = self.path.into_iter().chain(self.paths).collect();
         let staging = Staging::new(&paths, &self.provenance, context)?;
-        let swept = staging.submit(&context.store()?, context.shows_progress())?;
+        // Nothing asks this one to end: what is not in yet, the next sweep takes.
+        let never = Cancellation::default();
+        let swept = staging.submit(&context.store()?, context.shows_progress(), &never)?;
         let output = context.output_for_scripts();
         if output.is_json() {
             output.json(&swept)?;
@@ -363,8 +381,13 @@ impl Staging {
         Ok(Self { found: sweep::find(paths)?, options })
     }
 
-    /// Read the files and submit them, batch by batch.
-    pub fn submit(&self, store: &DraftStore, with_progress: bool) -> Result<SweepSummary, Failure> {
+    /// Read the files and submit them, batch by batch, until that is all or it is to end.
+    pub fn submit(
+        &self,
+        store: &DraftStore,
+        with_progress: bool,
+        cancellation: &Cancellation,
+    ) -> Result<SweepSummary, Failure> {
         let progress = Progress::new(with_progress, self.found.len(), "sweep");
         let mut summary = SweepSummary::default();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -384,6 +407,9 @@ impl Staging {
                 bytes = 0;
             }
             progress.advance();
+            if cancellation.is_cancelled() {
+                break;
+            }
         }
         summary.take(store, &batch)?;
         progress.clear();

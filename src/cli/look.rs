@@ -14,10 +14,10 @@ use time::format_description::well_known::Iso8601;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::Context;
 use super::failure::Failure;
 use super::intake::parse_surface;
-use super::render::{Output, Sheet, duration, minute, time};
+use super::render::{Output, Sheet, count, duration, minute, time};
+use super::{Context, from_zero};
 
 /// A list is read in pages of this many drafts, each a short read.
 const PAGE: usize = 1000;
@@ -50,7 +50,7 @@ pub struct List {
     #[arg(long, value_name = "WHEN", value_parser = parse_since)]
     since: Option<SystemTime>,
     /// At most this many; 0 is all.
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = from_zero::<usize>)]
     limit: usize,
     /// The first submitted first: the order in which they are processed.
     #[arg(long)]
@@ -82,7 +82,8 @@ impl List {
             print_page(output, &page)?;
         }
         if listed == 0 && !output.is_json() {
-            output.text("No drafts.")?;
+            // Which database that is: a mistyped --db makes a new one.
+            output.text(&format!("No such drafts in {}.", store.path().display()))?;
         } else if listed == self.limit && !output.is_json() {
             query.limit = 1;
             if !store.query(&query)?.is_empty() {
@@ -161,8 +162,8 @@ Examples:
   draftq show 5c1d06e9 --raw > draft.md
   draftq show 5c1d06e9 --json | jq .history
 
-Control characters in what came from the draft are shown escaped; --raw alone writes the text
-byte for byte.")]
+Control characters in what came from the draft are shown escaped; --raw alone
+writes the text byte for byte.")]
 pub struct Show {
     /// The draft's id, or a unique beginning of it.
     id: String,
@@ -253,7 +254,7 @@ fn describe(record: &DraftRecord) -> String {
     if !metadata.context_tags.is_empty() {
         line("tags", &metadata.context_tags.join(", "));
     }
-    line("text", &format!("{} bytes", record.text_bytes));
+    line("text", &count(usize::try_from(record.text_bytes).unwrap_or(usize::MAX), "byte"));
     text
 }
 
@@ -308,13 +309,13 @@ fn count_up(store: &DraftStore, stats: &StoreStats) -> String {
     for (state, drafts) in &stats.states {
         let _ = writeln!(text, "{:<13}{drafts:>9}", state.dir_name());
     }
-    let _ = writeln!(text, "{:<13}{:>9}", "all", stats.drafts);
+    let _ = writeln!(text, "{:<13}{:>9}\n", "all", stats.drafts);
     let age = |unix_ms: i64| {
         let age = store.clock().now().duration_since(from_unix_ms(unix_ms));
         duration(age.unwrap_or(Duration::ZERO))
     };
     if let Some(submitted) = stats.oldest_ready_unix_ms {
-        let _ = writeln!(text, "\nNext to be processed: submitted {} ago.", age(submitted));
+        let _ = writeln!(text, "Next to be processed: submitted {} ago.", age(submitted));
     }
     if let Some(claimed) = stats.oldest_claim_unix_ms {
         let _ = writeln!(text, "Longest in processing: claimed {} ago.", age(claimed));

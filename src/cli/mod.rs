@@ -13,7 +13,9 @@ mod work;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use draftq::DraftStore;
 use draftq::draft::DEFAULT_MAX_TEXT_BYTES;
@@ -38,7 +40,8 @@ Exit codes:
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
   66 no such draft or file      75  database busy, try again
-                                78  database of another program or a newer draftq")]
+                                78  database of another program or of a
+                                    newer draftq")]
 pub struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -51,6 +54,7 @@ pub struct Arguments {
 struct Global {
     /// The database file [default: $XDG_DATA_HOME/draftq/drafts.db].
     #[arg(long, global = true, value_name = "PATH", env = "DRAFTQ_DB", hide_env_values = true)]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     db: Option<PathBuf>,
     /// Print JSON, for programs: one document, or JSON Lines.
     #[arg(long, global = true, conflicts_with = "format")]
@@ -64,7 +68,7 @@ struct Global {
     quiet: bool,
     /// The longest text that is taken in, in bytes.
     #[arg(long, global = true, value_name = "BYTES", default_value_t = DEFAULT_MAX_TEXT_BYTES)]
-    #[arg(env = "DRAFTQ_MAX_TEXT_BYTES", hide_env_values = true)]
+    #[arg(env = "DRAFTQ_MAX_TEXT_BYTES", hide_env_values = true, value_parser = from_zero::<usize>)]
     max_text_bytes: usize,
 }
 
@@ -151,6 +155,16 @@ impl Context {
         use std::io::IsTerminal as _;
         !self.global.quiet && std::io::stderr().is_terminal()
     }
+}
+
+/// A number as an argument; the standard library's own errors speak of digits and types.
+fn from_zero<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "it is to be a whole number from 0 up".to_owned())
+}
+
+/// The same for a type that has no zero.
+fn from_one<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "it is to be a whole number from 1 up".to_owned())
 }
 
 /// `$XDG_DATA_HOME/draftq/drafts.db`, by the XDG Base Directory Specification.

@@ -16,7 +16,8 @@ impl Progress {
             return Self(None);
         }
         let bar = ProgressBar::new(u64::try_from(total).unwrap_or(u64::MAX));
-        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {per_sec} {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {per_sec:1} {msg}");
         // The template is a constant; without it the bar has its default look.
         if let Ok(style) = style {
             bar.set_style(style);
@@ -44,13 +45,14 @@ impl Progress {
 #[derive(Debug)]
 pub struct RunProgress {
     wanted: bool,
+    limit: usize,
     bar: Mutex<Option<Progress>>,
 }
 
 impl RunProgress {
-    /// A bar if it is wanted.
-    pub fn new(wanted: bool) -> Self {
-        Self { wanted, bar: Mutex::new(None) }
+    /// A bar if it is wanted, for a run that claims at most so many drafts.
+    pub fn new(wanted: bool, limit: usize) -> Self {
+        Self { wanted, limit, bar: Mutex::new(None) }
     }
 
     /// Show how far the run is.
@@ -59,8 +61,8 @@ impl RunProgress {
             return;
         }
         let Ok(mut bar) = self.bar.lock() else { return };
-        let Progress(bar) =
-            bar.get_or_insert_with(|| Progress::new(true, summary.pending_seen, "run"));
+        let total = summary.pending_seen.min(self.limit);
+        let Progress(bar) = bar.get_or_insert_with(|| Progress::new(true, total, "run"));
         if let Some(bar) = bar {
             bar.set_position(u64::try_from(summary.done()).unwrap_or(u64::MAX));
             bar.set_message(super::work::tally(summary));

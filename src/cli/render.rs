@@ -1,7 +1,7 @@
 //! The only writer to standard output: escaping, tables, JSON.
 
 use std::borrow::Cow;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width, presets};
@@ -16,6 +16,14 @@ use super::failure::Failure;
 /// Whether a person reads standard output.
 pub fn on_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Whether to colour what is written there: only on a terminal that can, and not if `NO_COLOR` is
+/// set to anything.
+pub fn in_colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
+        && std::env::var_os("TERM").is_none_or(|it| it != "dumb")
 }
 
 /// Where results go, and in which form.

@@ -1,7 +1,9 @@
 //! Drafts are processed: `run` and `watch`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,18 +13,21 @@ use clap::{ArgGroup, Args};
 use draftq::processors::command::CommandProcessor;
 use draftq::runner::{Cancellation, RunReport};
 use draftq::store::DEFAULT_MAX_ERRORS;
+use draftq::watch::{Waiter, Wake};
 use draftq::{
     DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
-    DraftStore, Runner,
+    DraftStore, LibrarianError, Runner,
 };
 use serde::Serialize;
 
-use super::Context;
 use super::failure::{EX_SOFTWARE, Failure, say};
 use super::intake::{Provenance, Staging, SweepSummary};
 use super::progress::RunProgress;
 use super::render::{Output, count, duration};
-use super::signals;
+use super::{Context, from_one, from_zero, signals};
+
+/// More workers than this are a slip of the hand: each is a thread and a connection.
+const MAX_JOBS: usize = 1024;
 
 /// What decides about the drafts, and how the run goes about it.
 #[derive(Debug, Args)]
@@ -37,21 +42,30 @@ struct Processing {
     #[arg(last = true, group = "processor", value_name = "PROGRAM")]
     program: Vec<OsString>,
     /// Kill the program, and what it started, if it takes longer than this for a draft.
-    #[arg(long, value_name = "SECS", conflicts_with = "defer")]
+    #[arg(long, value_name = "SECS", conflicts_with = "defer", value_parser = from_one::<NonZeroU64>)]
     timeout_secs: Option<NonZeroU64>,
     /// How many programs run at the same time.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_jobs)]
     jobs: NonZeroUsize,
     /// How old a claim that nobody holds must be to be taken back.
     #[arg(long, value_name = "SECS", default_value_t = DEFAULT_PROCESSING_STALE_SECS)]
+    #[arg(value_parser = from_zero::<u64>)]
     stale_processing_secs: u64,
     /// After how many errors a draft goes to `failed`; 0 is no limit.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ERRORS)]
+    #[arg(value_parser = from_zero::<u32>)]
     max_errors: u32,
     /// After a first SIGINT or SIGTERM, how long programs may still run before they are killed;
     /// without it, for as long as they like.
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", value_parser = from_zero::<u64>)]
     grace_secs: Option<u64>,
+}
+
+fn parse_jobs(text: &str) -> Result<NonZeroUsize, String> {
+    match from_one::<NonZeroUsize>(text)? {
+        jobs if jobs.get() > MAX_JOBS => Err(format!("more than {MAX_JOBS} are not run at a time")),
+        jobs => Ok(jobs),
+    }
 }
 
 type AnyProcessor = Box<dyn DraftProcessor + Send>;
@@ -73,8 +87,7 @@ impl Processing {
         };
         let timeout = self.timeout_secs.map(|secs| Duration::from_secs(secs.get()));
         let processor = CommandProcessor::new(program, args.to_vec())
-            // Missing or not executable: either way there is no such program to run.
-            .map_err(|error| Failure::not_found(error.to_string()))?
+            .map_err(|error| cannot_run(program, &error))?
             .with_timeout(timeout);
         let processors = (0..jobs).map(|_| Box::new(processor.clone()) as AnyProcessor).collect();
         Ok(Ready { name: "exec", processors })
@@ -99,6 +112,20 @@ impl Processing {
     }
 }
 
+/// Missing or not executable: either way there is no such program to run.
+fn cannot_run(program: &OsStr, error: &LibrarianError) -> Failure {
+    let looked_up = !program.as_bytes().contains(&b'/');
+    Failure::not_found(match error {
+        _ if program.is_empty() => "cannot run the PROGRAM: its name is empty".to_owned(),
+        LibrarianError::Io { path, source, .. }
+            if looked_up && source.kind() == io::ErrorKind::NotFound =>
+        {
+            format!("cannot run {}: there is no such program in PATH", path.display())
+        }
+        error => error.to_string(),
+    })
+}
+
 /// Process what is pending, once.
 ///
 /// Takes back what dead runs left, claims the pending drafts one by one, first in, first out, asks
@@ -117,7 +144,7 @@ pub struct Run {
     #[arg(long, value_name = "PATH")]
     sweep: Vec<PathBuf>,
     /// Claim at most this many drafts.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     limit: Option<NonZeroUsize>,
     /// Stop at the first error of the processor.
     #[arg(long)]
@@ -153,20 +180,21 @@ impl Run {
         let store = self.processing.store(context)?;
         let cancellation = self.processing.heed_signals()?;
         let sweep = match &staging {
-            Some(staging) => Some(staging.submit(&store, context.shows_progress())?),
+            Some(staging) => {
+                Some(staging.submit(&store, context.shows_progress(), &cancellation)?)
+            }
             None => None,
         };
 
-        let progress = Arc::new(RunProgress::new(context.shows_progress()));
+        let limit = self.limit.map_or(usize::MAX, NonZeroUsize::get);
+        let progress = Arc::new(RunProgress::new(context.shows_progress(), limit));
         let shown = Arc::clone(&progress);
-        let mut runner = self
+        let runner = self
             .processing
             .runner(&store, ready.name, &cancellation)
+            .limit(limit)
             .stop_at_error(self.fail_fast)
             .observer(move |summary| shown.show(summary));
-        if let Some(limit) = self.limit {
-            runner = runner.limit(limit.get());
-        }
         let begun = Instant::now();
         let RunReport { summary, stopped_by } =
             runner.run(&mut ready.processors, SystemTime::now());
@@ -206,7 +234,7 @@ Examples:
   draftq watch -- ./judge
   draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
 pub struct Watch {
-    /// Look for work at least this often.
+    /// Look at least this often; what comes in is noticed at once.
     #[arg(long, value_name = "SECS", default_value = "30")]
     poll_secs: NonZeroU64,
     /// End after this many looks.
@@ -223,17 +251,31 @@ impl Watch {
         let cancellation = self.processing.heed_signals()?;
         let runner = self.processing.runner(&store, ready.name, &cancellation);
         let output = context.output_for_scripts();
+        let mut waiter = Waiter::new(&store)?;
         let mut iterations = self.iterations.map_or(u64::MAX, NonZeroU64::get);
         loop {
             let begun = Instant::now();
+            let next = begun + Duration::from_secs(self.poll_secs.get());
+            if let Err(error) = waiter.mark() {
+                complain(&error);
+            }
             let report = runner.run(&mut ready.processors, SystemTime::now());
             self.print(output, ready.name, &report, begun.elapsed())?;
-            if let Some(error) = report.stopped_by {
-                say(&format!("draftq: {error}; watching on"));
+            if let Some(error) = &report.stopped_by {
+                complain(error);
             }
             iterations -= 1;
-            let next = begun + Duration::from_secs(self.poll_secs.get());
-            if iterations == 0 || cancellation.wait_until(next) {
+            if iterations == 0 {
+                return Ok(ExitCode::SUCCESS);
+            }
+            let wake = waiter.wait(next, &cancellation).unwrap_or_else(|error| {
+                complain(&error);
+                match cancellation.wait_until(next) {
+                    true => Wake::Cancelled,
+                    false => Wake::Deadline,
+                }
+            });
+            if wake == Wake::Cancelled {
                 return Ok(ExitCode::SUCCESS);
             }
         }
@@ -255,6 +297,11 @@ impl Watch {
         }
         output.text(&to_text(summary, took, self.processing.stale_processing_secs))
     }
+}
+
+/// A watch outlives what goes wrong in an iteration.
+fn complain(error: &LibrarianError) {
+    say(&format!("draftq: {error}; watching on"));
 }
 
 /// The decisions of a run, those that there were.
@@ -288,15 +335,20 @@ fn to_text(summary: &DraftRunSummary, took: Duration, stale_secs: u64) -> String
         lines
             .push(format!("Gave up on {drafts} after too many errors; see `list --state failed`."));
     }
-    lines.push(match summary.claimed {
-        0 => "Nothing to do: no draft is pending and due.".to_owned(),
-        claimed => format!(
+    let left = summary.pending_seen.saturating_sub(summary.claimed + summary.claim_misses);
+    lines.push(match (summary.claimed, left) {
+        (0, 0) => "Nothing to do: no draft is pending and due.".to_owned(),
+        (0, _) => "No draft was processed.".to_owned(),
+        (claimed, _) => format!(
             "Processed {} in {}: {}.",
             count(claimed, "draft"),
             duration(took),
             tally(summary)
         ),
     });
+    if left > 0 {
+        lines.push(format!("{} still pending when it ended.", count(left, "draft")));
+    }
     if summary.claim_misses > 0 {
         lines.push(format!("{} went to another runner.", count(summary.claim_misses, "draft")));
     }

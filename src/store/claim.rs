@@ -7,16 +7,19 @@
 
 use std::fmt;
 
-use rusqlite::{Connection, OptionalExtension as _, named_params, params};
+use rusqlite::{Connection, named_params, params};
 
 use super::recovery::RunnerRegistration;
 use super::{DraftStore, DraftTransition, draft_columns, draft_of};
-use crate::clock::duration_ms;
+use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::Fault;
 use crate::draft::{Draft, DraftId};
 use crate::error::{LibrarianError, ProcessorError};
 use crate::processor::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
+
+/// Most bytes of text that are claimed together, if it is more than one draft.
+const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Most bytes of an error that are stored with a draft.
 const MAX_ERROR_BYTES: usize = 8 * 1024;
@@ -43,6 +46,25 @@ impl PendingSnapshot {
     #[must_use]
     pub fn is_used_up(&self) -> bool {
         self.remaining == 0
+    }
+
+    /// What was asked for has been claimed, or there was nothing left.
+    pub(crate) fn pass(&mut self, claimed: &[(i64, Claimed)]) {
+        match claimed.last() {
+            Some((seq, _)) => {
+                self.after = *seq;
+                self.remaining = self.remaining.saturating_sub(claimed.len());
+            }
+            None => self.remaining = 0,
+        }
+    }
+
+    /// These claims, the last that were made, were given back.
+    pub(crate) fn take_back(&mut self, released: &[Box<Claim>]) {
+        if let Some(first) = released.iter().map(|claim| claim.held.seq).min() {
+            self.after = first - 1;
+            self.remaining += released.len();
+        }
     }
 }
 
@@ -90,6 +112,22 @@ impl fmt::Debug for Held {
     }
 }
 
+/// A claim whose processor has answered, and what it said.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub claim: Box<Claim>,
+    pub verdict: Result<Outcome, LibrarianError>,
+}
+
+/// What one exchange with the store brought.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanged {
+    /// For each settled claim, whether it was still held.
+    pub held: Vec<bool>,
+    /// The new claims with their `seq`, in order.
+    pub claimed: Vec<(i64, Claimed)>,
+}
+
 /// What [`DraftStore::claim_next`] came upon.
 #[derive(Debug)]
 pub enum Claimed {
@@ -124,27 +162,16 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is claimed then.
+    /// [`LibrarianError::RunnerEnded`] if the registration is over, [`LibrarianError::Busy`] and
+    /// [`LibrarianError::Database`]; nothing is claimed then.
     pub fn claim_next(
         &self,
         runner: &RunnerRegistration,
         snapshot: &mut PendingSnapshot,
     ) -> Result<Option<Claimed>, LibrarianError> {
-        if snapshot.remaining == 0 {
-            return Ok(None);
-        }
-        let now = self.now_ms();
-        let claimed = self
-            .database()
-            .write("claim a draft", |transaction| claim(transaction, runner.id(), snapshot, now))?;
-        match &claimed {
-            Some((seq, _)) => {
-                snapshot.after = *seq;
-                snapshot.remaining -= 1;
-            }
-            None => snapshot.remaining = 0,
-        }
-        Ok(claimed.map(|(_, claimed)| claimed))
+        let mut claimed = self.exchange(runner, &[], &[], snapshot, 1)?.claimed;
+        snapshot.pass(&claimed);
+        Ok(claimed.pop().map(|(_, claimed)| claimed))
     }
 
     /// Move a claimed draft to where the outcome says, and store the outcome with it, in one
@@ -156,23 +183,14 @@ impl DraftStore {
     /// and the late outcome is kept as a `refused` event of the draft's history.
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
     pub fn finish(&self, claim: Claim, outcome: &Outcome) -> Result<DraftState, LibrarianError> {
-        self.try_finish(&claim, outcome)
-    }
-
-    /// As [`finish`](Self::finish), for a runner that tries again while the database is busy.
-    pub(crate) fn try_finish(
-        &self,
-        claim: &Claim,
-        outcome: &Outcome,
-    ) -> Result<DraftState, LibrarianError> {
         let now = self.now_ms();
         let moved = self.database().write("finish a draft", |transaction| {
             finish(transaction, &claim.held, outcome, now)
         })?;
-        if !moved {
-            return Err(LibrarianError::LostClaim { id: claim.held.id });
+        match moved {
+            true => Ok(outcome.decision().target_state()),
+            false => Err(LibrarianError::LostClaim { id: claim.held.id }),
         }
-        Ok(outcome.decision().target_state())
     }
 
     /// Record that no decision was reached. The draft stays in `processing` without an owner, its
@@ -183,23 +201,56 @@ impl DraftStore {
     ///
     /// As for [`finish`](Self::finish).
     pub fn give_up(&self, claim: Claim, error: &LibrarianError) -> Result<(), LibrarianError> {
-        self.try_give_up(&claim, error)
-    }
-
-    /// As [`give_up`](Self::give_up), for a runner that tries again while the database is busy.
-    pub(crate) fn try_give_up(
-        &self,
-        claim: &Claim,
-        error: &LibrarianError,
-    ) -> Result<(), LibrarianError> {
         let now = self.now_ms();
         let recorded = self.database().write("record an error", |transaction| {
             give_up(transaction, &claim.held, error, now)
         })?;
-        if !recorded {
-            return Err(LibrarianError::LostClaim { id: claim.held.id });
+        match recorded {
+            true => Ok(()),
+            false => Err(LibrarianError::LostClaim { id: claim.held.id }),
         }
-        Ok(())
+    }
+
+    /// In one transaction: store what was settled, give back what was not begun, and claim up to
+    /// `want` more. Of the snapshot's bookkeeping, nothing is done.
+    ///
+    /// Fewer than `want` are claimed where one is best taken alone: a text of several MiB, or a
+    /// draft that has erred before. If that one brings the runner down, it does so by itself,
+    /// and no neighbour is blamed for it.
+    pub(crate) fn exchange(
+        &self,
+        runner: &RunnerRegistration,
+        settled: &[Settled],
+        released: &[Box<Claim>],
+        snapshot: &PendingSnapshot,
+        want: usize,
+    ) -> Result<Exchanged, LibrarianError> {
+        let want = want.min(snapshot.remaining);
+        if settled.is_empty() && released.is_empty() && want == 0 {
+            return Ok(Exchanged::default());
+        }
+        let now = self.now_ms();
+        let exchanged = self.database().write("move drafts", |transaction| {
+            let held = settled
+                .iter()
+                .map(|settled| match &settled.verdict {
+                    Ok(outcome) => finish(transaction, &settled.claim.held, outcome, now),
+                    Err(error) => give_up(transaction, &settled.claim.held, error, now),
+                })
+                .collect::<Result<_, _>>()?;
+            for claim in released {
+                release(transaction, &claim.held, now)?;
+            }
+            let claimed = match want {
+                0 => Vec::new(),
+                want => claim(transaction, runner.id(), snapshot, want, now)?,
+            };
+            Ok(Exchanged { held, claimed })
+        })?;
+        if !released.is_empty() {
+            self.ring();
+        }
+        Ok(exchanged)
     }
 
     /// Move a draft along one of a runner's edges, as the file version does. A claim made so has
@@ -295,60 +346,126 @@ impl DraftStore {
     }
 }
 
-/// The claim: one UPDATE. The index holds only what can be claimed, in the order of claims;
-/// naming it keeps the planner from walking the table instead.
+/// The claim: one UPDATE over the stretch of the index that was just read. The index holds only
+/// what can be claimed, in the order of claims; naming it keeps the planner from walking the
+/// table instead.
 fn claim(
     connection: &Connection,
     runner: i64,
     snapshot: &PendingSnapshot,
+    want: usize,
     now: i64,
-) -> Result<Option<(i64, Claimed)>, Fault> {
-    let mut statement = connection.prepare_cached(concat!(
-        "UPDATE drafts SET state = 'processing', claimed_at = :now, \
+) -> Result<Vec<(i64, Claimed)>, Fault> {
+    let registered: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM runners WHERE id = ?1 AND ended_at IS NULL)")?
+        .query_row([runner], |row| row.get(0))?;
+    if !registered {
+        return Err(LibrarianError::RunnerEnded { runner }.into());
+    }
+    let found = next_ready(connection, snapshot, want)?;
+    let Some(last) = found.last().map(|found| found.seq) else { return Ok(Vec::new()) };
+    let mut statement = connection.prepare_cached(
+        "UPDATE drafts INDEXED BY drafts_ready SET state = 'processing', claimed_at = :now, \
              claim_token = randomblob(16), owner = :runner, claims = claims + 1, \
              decision = NULL, note = NULL, output = NULL, \
              updated_at = :now, revision = revision + 1 \
-         WHERE seq = (SELECT seq FROM drafts INDEXED BY drafts_ready \
-                      WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :until \
-                      ORDER BY seq LIMIT 1) \
-         RETURNING ",
+         WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :last \
+         RETURNING seq, claim_token",
+    )?;
+    let tokens = statement.query_map(
+        named_params! {
+            ":now": now,
+            ":runner": runner,
+            ":after": snapshot.after,
+            ":last": last,
+        },
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let mut tokens: Vec<(i64, [u8; 16])> = tokens.collect::<Result<_, _>>()?;
+    // SQLite promises no order for what an UPDATE returns.
+    tokens.sort_unstable_by_key(|(seq, _)| *seq);
+    let mut claimed = Vec::with_capacity(found.len());
+    for (found, (seq, token)) in found.into_iter().zip(tokens) {
+        let held = Held { seq, id: found.id, token, runner };
+        let claims = found.claims + 1;
+        claimed.push((
+            seq,
+            match found.draft {
+                Ok(draft) => {
+                    Claimed::Draft(Box::new(Claim { held, draft, claims, errors: found.errors }))
+                }
+                Err(_) => {
+                    let error =
+                        ProcessorError::new("unreadable", "the stored draft cannot be read");
+                    give_up(connection, &held, &error.into(), now)?;
+                    Claimed::Unreadable(held.id)
+                }
+            },
+        ));
+    }
+    Ok(claimed)
+}
+
+/// A draft that can be claimed.
+struct Ready {
+    seq: i64,
+    id: DraftId,
+    claims: u64,
+    errors: u64,
+    draft: Result<Draft, rusqlite::Error>,
+}
+
+/// The next drafts of the snapshot that are best claimed together.
+fn next_ready(
+    connection: &Connection,
+    snapshot: &PendingSnapshot,
+    want: usize,
+) -> Result<Vec<Ready>, Fault> {
+    let mut statement = connection.prepare_cached(concat!(
+        "SELECT ",
         draft_columns!(),
-        ", claim_token, claims, errors, \
-           (SELECT raw_text FROM draft_texts WHERE draft_texts.seq = drafts.seq) AS raw_text"
+        ", claims, errors, text_bytes, raw_text \
+         FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
+         WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
+         ORDER BY drafts.seq LIMIT :want"
     ))?;
-    let claimed = statement
-        .query_row(
-            named_params! {
-                ":now": now,
-                ":runner": runner,
-                ":after": snapshot.after,
-                ":until": snapshot.until,
-            },
-            |row| {
-                let held = Held {
-                    seq: row.get("seq")?,
-                    id: row.get("id")?,
-                    token: row.get("claim_token")?,
-                    runner,
-                };
-                let claims = row.get("claims")?;
-                let errors = row.get("errors")?;
-                let draft = draft_of(row);
-                Ok((held, draft, claims, errors))
-            },
-        )
-        .optional()?;
-    let Some((held, draft, claims, errors)) = claimed else { return Ok(None) };
-    let seq = held.seq;
-    let claimed = match draft {
-        Ok(draft) => Claimed::Draft(Box::new(Claim { held, draft, claims, errors })),
-        Err(_) => {
-            let error = ProcessorError::new("unreadable", "the stored draft cannot be read back");
-            give_up(connection, &held, &error.into(), now)?;
-            Claimed::Unreadable(held.id)
+    let mut rows = statement.query(named_params! {
+        ":after": snapshot.after,
+        ":until": snapshot.until,
+        ":want": i64::try_from(want).unwrap_or(i64::MAX),
+    })?;
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let errors = row.get("errors")?;
+        bytes += row.get::<_, usize>("text_bytes")?;
+        if !found.is_empty() && (errors > 0 || bytes > MAX_BATCH_BYTES) {
+            break;
         }
-    };
-    Ok(Some((seq, claimed)))
+        found.push(Ready {
+            seq: row.get("seq")?,
+            id: row.get("id")?,
+            claims: row.get("claims")?,
+            errors,
+            draft: draft_of(row),
+        });
+        if errors > 0 {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The move back to pending of what was claimed ahead and not begun: as if it had not been
+/// claimed. If the claim was lost, there is nothing to give back.
+fn release(connection: &Connection, held: &Held, now: i64) -> Result<(), Fault> {
+    connection
+        .prepare_cached(
+            "UPDATE drafts SET state = 'pending', claims = claims - 1, claimed_at = NULL, \
+                 claim_token = NULL, owner = NULL, updated_at = :now, revision = revision + 1 \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! { ":now": now, ":seq": held.seq, ":token": held.token })?;
+    Ok(())
 }
 
 /// The move out of `processing`: one UPDATE, guarded by the token. Returns whether the claim was
@@ -375,7 +492,7 @@ fn finish(
             ":note": outcome.note(),
             ":output": outcome.output(),
             ":due_at": delay.filter(|delay| !delay.is_zero())
-                .map_or(0, |delay| now.saturating_add(duration_ms(delay).max(1))),
+                .map_or(0, |delay| (now + duration_ms(delay).max(1)).min(MAX_UNIX_MS)),
             ":deferred": deferred,
             ":now": now,
             ":seq": held.seq,

@@ -43,7 +43,13 @@ impl DraftStore {
     pub fn submit(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
         draft.check(self.max_text_bytes())?;
         let now = self.now_ms();
-        self.database().write("submit a draft", |transaction| insert(transaction, draft, now))
+        let submission = self
+            .database()
+            .write("submit a draft", |transaction| insert(transaction, draft, now))?;
+        if submission.created {
+            self.ring();
+        }
+        Ok(submission)
     }
 
     /// Stage many drafts in one transaction: all of them or, on an error, none.
@@ -63,9 +69,14 @@ impl DraftStore {
             return Ok(Vec::new());
         }
         let now = self.now_ms();
-        self.database().write("submit drafts", |transaction| {
-            drafts.iter().map(|draft| insert(transaction, draft, now)).collect()
-        })
+        let submissions: Vec<Submission> =
+            self.database().write("submit drafts", |transaction| {
+                drafts.iter().map(|draft| insert(transaction, draft, now)).collect()
+            })?;
+        if submissions.iter().any(|submission| submission.created) {
+            self.ring();
+        }
+        Ok(submissions)
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `intake.rs` | it is submitted |
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
+//! | `news.rs` | it wakes a runner that waits |
 //! | `view.rs` | it is looked at |
 //! | `upkeep.rs` | an operator does something about it |
 //!
@@ -13,11 +14,13 @@
 
 pub mod claim;
 pub mod intake;
+pub(crate) mod news;
 pub mod recovery;
 pub mod upkeep;
 pub mod view;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +49,8 @@ pub struct DraftStore {
 #[derive(Debug)]
 struct Inner {
     database: Database,
+    /// Holds the runners' lock files and the bell.
+    runners_directory: PathBuf,
     clock: Clock,
     max_text_bytes: usize,
     max_errors: u32,
@@ -101,9 +106,11 @@ impl StoreOptions {
     /// As [`DraftStore::open`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<DraftStore, LibrarianError> {
         let database = Database::open(path.as_ref(), self.connections, self.busy_timeout)?;
+        let runners_directory = runners_directory(database.path())?;
         Ok(DraftStore {
             inner: Arc::new(Inner {
                 database,
+                runners_directory,
                 clock: self.clock,
                 max_text_bytes: self.max_text_bytes,
                 max_errors: self.max_errors,
@@ -163,6 +170,10 @@ impl DraftStore {
         self.inner.max_errors
     }
 
+    pub(crate) fn runners_directory(&self) -> &Path {
+        &self.inner.runners_directory
+    }
+
     fn database(&self) -> &Database {
         &self.inner.database
     }
@@ -170,6 +181,15 @@ impl DraftStore {
     fn now_ms(&self) -> i64 {
         self.inner.clock.now_ms()
     }
+}
+
+/// Beside the database itself, wherever a link to it may lie: all its runners must meet there.
+fn runners_directory(database: &Path) -> Result<PathBuf, LibrarianError> {
+    let mut name = fs::canonicalize(database)
+        .map_err(|source| LibrarianError::Io { doing: "find", path: database.to_owned(), source })?
+        .into_os_string();
+    name.push("-runners");
+    Ok(PathBuf::from(name))
 }
 
 /// One legal move that was made.

@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,8 +18,8 @@ use rusqlite::{Connection, named_params, params};
 use rustix::fs::OFlags;
 
 use super::{DraftStore, DraftTransition};
-use crate::clock::unix_ms;
-use crate::database::Fault;
+use crate::clock::{MAX_UNIX_MS, unix_ms};
+use crate::database::{Fault, make_private_directory};
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
@@ -65,6 +65,9 @@ impl Drop for RunnerRegistration {
 enum Liveness {
     Alive,
     Dead,
+    /// Its lock file is gone.
+    LockGone,
+    /// It is on another machine, or its lock cannot be tried.
     Unknown,
 }
 
@@ -74,6 +77,7 @@ struct RunnerRow {
     boot_id: String,
     lock_file: String,
     ended: bool,
+    has_claims: bool,
 }
 
 impl DraftStore {
@@ -84,8 +88,7 @@ impl DraftStore {
     /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn register_runner(&self, processor: &str) -> Result<RunnerRegistration, LibrarianError> {
-        let directory = self.lock_directory()?;
-        let (lock_path, lock) = take_new_lock(&directory)?;
+        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
         let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let now = self.now_ms();
         let here = Here::new();
@@ -138,20 +141,21 @@ impl DraftStore {
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
         let now = self.now_ms();
         let stale_before = unix_ms(stale_before);
-        let (mut dead, mut unknown) = (Vec::new(), Vec::new());
+        let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let here = Here::new();
         for runner in self.runners_to_ask_after()? {
             match self.liveness(&runner, &here) {
                 Liveness::Alive => {}
-                Liveness::Dead => dead.push(runner),
-                Liveness::Unknown => unknown.push(runner.id),
+                Liveness::Dead => dead.push(runner.id),
+                Liveness::LockGone if !runner.has_claims => gone.push(runner.id),
+                Liveness::LockGone | Liveness::Unknown => unknown.push(runner.id),
             }
         }
         // Most often nothing is to be done, and a look takes no lock.
         let any_stale = self.database().read("look for stale claims", |connection| {
             any_stale(connection, &unknown, stale_before, now)
         })?;
-        if dead.is_empty() && !any_stale {
+        if dead.is_empty() && gone.is_empty() && !any_stale {
             self.tidy_lock_files();
             return Ok(Recovery::default());
         }
@@ -166,20 +170,23 @@ impl DraftStore {
             let mut recovery = Recovery::default();
             let max_errors = self.max_errors();
             for runner in &dead {
-                take_back(
-                    transaction,
-                    Some(runner.id),
-                    i64::MAX,
-                    1,
-                    max_errors,
-                    now,
-                    &mut recovery,
-                )?;
+                take_back(transaction, Some(*runner), i64::MAX, 1, max_errors, now, &mut recovery)?;
                 transaction
                     .prepare_cached(
                         "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL",
                     )?
-                    .execute(params![now, runner.id])?;
+                    .execute(params![now, runner])?;
+            }
+            for runner in &gone {
+                // If it lives after all and has claimed something by now, it is left alone; if it
+                // has not, its next claim tells it to register again.
+                transaction
+                    .prepare_cached(
+                        "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL \
+                             AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                                             WHERE state = 'processing' AND owner = runners.id)",
+                    )?
+                    .execute(params![now, runner])?;
             }
             for owner in unknown.iter().copied().map(Some).chain([None]) {
                 take_back(transaction, owner, stale_before, 0, max_errors, now, &mut recovery)?;
@@ -203,18 +210,27 @@ impl DraftStore {
         self.recover(stale_before).map(|recovery| recovery.to_pending)
     }
 
+    /// Whether a runner is dead whose claims nobody has taken back yet.
+    pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
+        let here = Here::new();
+        let runners = self.runners_to_ask_after()?;
+        Ok(runners.iter().any(|runner| self.liveness(runner, &here) == Liveness::Dead))
+    }
+
     /// Runners that have not said that they ended, and those that own a claim all the same.
     fn runners_to_ask_after(&self) -> Result<Vec<RunnerRow>, LibrarianError> {
         self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT id, host, boot_id, lock_file, ended_at IS NOT NULL AS ended FROM runners \
-                 WHERE ended_at IS NULL \
-                 UNION \
-                 SELECT owners.owner, coalesce(r.host, ''), coalesce(r.boot_id, ''), \
-                        coalesce(r.lock_file, ''), r.ended_at IS NOT NULL \
-                 FROM (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
-                       WHERE state = 'processing' AND owner IS NOT NULL) AS owners \
-                 LEFT JOIN runners r ON r.id = owners.owner",
+                "WITH owners AS (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
+                                 WHERE state = 'processing' AND owner IS NOT NULL) \
+                 SELECT id, host, boot_id, lock_file, 0 AS ended, \
+                        id IN (SELECT owner FROM owners) AS has_claims \
+                 FROM runners WHERE ended_at IS NULL \
+                 UNION ALL \
+                 SELECT owner, coalesce(host, ''), coalesce(boot_id, ''), \
+                        coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
+                 FROM owners LEFT JOIN runners ON id = owner \
+                 WHERE id IS NULL OR ended_at IS NOT NULL",
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(RunnerRow {
@@ -223,6 +239,7 @@ impl DraftStore {
                     boot_id: row.get("boot_id")?,
                     lock_file: row.get("lock_file")?,
                     ended: row.get("ended")?,
+                    has_claims: row.get("has_claims")?,
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
@@ -238,16 +255,19 @@ impl DraftStore {
             let rebooted = runner.host == here.host;
             return if rebooted { Liveness::Dead } else { Liveness::Unknown };
         }
-        let path = match self.lock_directory() {
-            Ok(directory) => lock_path(&directory, &runner.lock_file),
-            Err(_) => None,
+        let Some(path) = lock_path(self.runners_directory(), &runner.lock_file) else {
+            return Liveness::Unknown;
         };
-        let lock = path.and_then(|path| open_lock(&path).ok());
+        let lock = match open_lock(&path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Liveness::LockGone,
+            Err(_) => return Liveness::Unknown,
+        };
         // Shared, so that two who look at once do not take each other for the runner.
-        match lock.map(|lock| lock.try_lock_shared()) {
-            Some(Ok(())) => Liveness::Dead,
-            Some(Err(fs::TryLockError::WouldBlock)) => Liveness::Alive,
-            Some(Err(fs::TryLockError::Error(_))) | None => Liveness::Unknown,
+        match lock.try_lock_shared() {
+            Ok(()) => Liveness::Dead,
+            Err(fs::TryLockError::WouldBlock) => Liveness::Alive,
+            Err(fs::TryLockError::Error(_)) => Liveness::Unknown,
         }
     }
 
@@ -255,12 +275,12 @@ impl DraftStore {
     /// those that died before they had entered themselves, or between their end and this.
     /// What cannot be removed now, the next one will.
     fn tidy_lock_files(&self) {
-        let Ok(directory) = self.lock_directory() else { return };
-        let Ok(entries) = fs::read_dir(&directory) else { return };
+        let directory = self.runners_directory();
+        let Ok(entries) = fs::read_dir(directory) else { return };
         let mut free = Vec::new();
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(path) = lock_path(&directory, &name) else { continue };
+            let Some(path) = lock_path(directory, &name) else { continue };
             // Held until the end: a runner that has made its file and not locked it yet waits
             // for that, and then makes another.
             if let Ok(lock) = open_lock(&path)
@@ -287,16 +307,6 @@ impl DraftStore {
             }
         }
     }
-
-    /// The directory of lock files: beside the database itself, wherever a link to it may lie.
-    fn lock_directory(&self) -> Result<PathBuf, LibrarianError> {
-        let path = self.path();
-        let mut name = fs::canonicalize(path)
-            .map_err(|source| LibrarianError::Io { doing: "find", path: path.to_owned(), source })?
-            .into_os_string();
-        name.push("-runners");
-        Ok(PathBuf::from(name))
-    }
 }
 
 /// One UPDATE: what this owner (`None`: nobody) claimed at or before `stale_before` goes back,
@@ -316,8 +326,9 @@ fn take_back(
                           THEN 'failed' ELSE 'pending' END, \
              due_at = CASE WHEN errors + :crashes < 2 \
                              OR (:max > 0 AND errors + :crashes >= :max) THEN 0 \
-                           ELSE :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
-                                * (75 + abs(random() % 51)) / 100 END, \
+                           ELSE min(:end_of_time, \
+                                :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
+                                * (75 + abs(random() % 51)) / 100) END, \
              errors = errors + :crashes, \
              last_error_class = CASE WHEN :crashes > 0 THEN 'crash' ELSE last_error_class END, \
              last_error = CASE WHEN :crashes > 0 \
@@ -333,6 +344,7 @@ fn take_back(
             ":max": max_errors,
             ":crashes": crashes,
             ":now": now,
+            ":end_of_time": MAX_UNIX_MS,
             ":owner": owner,
             ":stale_before": stale_before,
         },
@@ -377,11 +389,7 @@ fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
         let path = path.to_owned();
         move |source| LibrarianError::CannotCreate { path, source }
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(cannot(directory))?;
+    make_private_directory(directory).map_err(cannot(directory))?;
     loop {
         let path = directory.join(format!("{:016x}.lock", fastrand::u64(..)));
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {

@@ -40,9 +40,11 @@ impl DraftStore {
     /// [`LibrarianError::InvalidDraftTransition`] for a draft that is being processed.
     pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
         let now = self.now_ms();
-        self.database().write("requeue drafts", |transaction| {
+        let requeued = self.database().write("requeue drafts", |transaction| {
             ids.iter().map(|id| requeue(transaction, *id, now)).collect()
-        })
+        })?;
+        self.ring();
+        Ok(requeued)
     }
 }
 

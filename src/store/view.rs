@@ -79,8 +79,8 @@ fn flat_metadata<S: Serializer>(
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HistoryEvent {
-    /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `recovered`, `exhausted`,
-    /// `requeued`, `errored` or `refused`.
+    /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `released`, `recovered`,
+    /// `exhausted`, `requeued`, `errored` or `refused`.
     pub event: String,
     /// The state before, if there was one.
     pub from_state: Option<DraftState>,
@@ -214,10 +214,13 @@ impl DraftStore {
         } else {
             ""
         };
-        let (compare, order) = if query.newest_first { ("<", "DESC") } else { (">", "ASC") };
+        // A bound that is always there is a place to begin in the table; one that may be NULL
+        // is a filter, and every page would read all pages before it.
+        let (compare, order, start) =
+            if query.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
         let sql = format!(
             "SELECT {RECORD_COLUMNS} FROM drafts WHERE state IN ({}){review} \
-                 AND (:after IS NULL OR seq {compare} :after) \
+                 AND seq {compare} :after \
                  AND (:surface IS NULL OR source_surface = :surface) \
                  AND (:agent IS NULL OR source_agent = :agent) \
                  AND (:project IS NULL OR source_project = :project) \
@@ -231,7 +234,7 @@ impl DraftStore {
             let mut statement = connection.prepare_cached(&sql)?;
             let records = statement.query_map(
                 named_params! {
-                    ":after": query.after_seq,
+                    ":after": query.after_seq.unwrap_or(start),
                     ":surface": query.source_surface.map(DraftSourceSurface::as_str),
                     ":agent": query.source_agent,
                     ":project": query.source_project,

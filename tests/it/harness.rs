@@ -1,13 +1,237 @@
 //! A directory with a store in it, and the built binary.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::SystemTime;
 
-use draftq::{Draft, DraftMetadata, DraftSourceSurface};
+use draftq::clock::{from_unix_ms, unix_ms};
+use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
+use rusqlite::Connection;
+use serde_json::Value;
+use tempfile::TempDir;
 
-/// A draft of this text, from the command line, of this moment.
+/// A draft of this text, from the command line, of this moment: in whole milliseconds, so that
+/// what comes back is equal to it.
 pub fn draft(text: &str) -> Draft {
-    Draft::with_metadata(
-        text.to_owned(),
-        DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now()),
-    )
+    let now = from_unix_ms(unix_ms(SystemTime::now()));
+    Draft::with_metadata(text.to_owned(), DraftMetadata::new(DraftSourceSurface::Cli, now))
+}
+
+/// A store in a directory that goes away with the first of the two.
+pub fn store() -> (tempfile::TempDir, DraftStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+    (directory, store)
+}
+
+/// The built binary with `--db PATH`.
+pub fn draftq(path: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_draftq"));
+    command.env_remove("DRAFTQ_DB").arg("--db").arg(path).stdin(Stdio::null());
+    command
+}
+
+/// Whether a program can be started; if not, the test says that it does without.
+pub fn have(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !found {
+        println!("skipped: there is no {program} here");
+    }
+    found
+}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap())
+}
+
+/// The seed to repeat a random test with: from `DRAFTQ_TEST_SEED`, or a new one.
+pub fn seed() -> u64 {
+    setting("DRAFTQ_TEST_SEED", fastrand::u64(..1 << 48))
+}
+
+/// Every draft's history leads without a gap from its submission to the state it is in, and the
+/// file is sound.
+pub fn assert_whole(path: &Path) {
+    let connection = Connection::open(path).unwrap();
+    let check: String =
+        connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(check, "ok");
+    let broken: i64 = connection
+        .query_row(
+            "WITH steps AS (
+                 SELECT draft, event, from_state, to_state,
+                        lag(to_state) OVER w AS before, lead(seq) OVER w AS next
+                 FROM history WINDOW w AS (PARTITION BY draft ORDER BY seq))
+             SELECT (SELECT count(*) FROM steps WHERE from_state IS NOT before)
+                  + (SELECT count(*) FROM steps
+                     WHERE (from_state IS to_state) <> (event IN ('errored', 'refused')))
+                  + (SELECT count(*) FROM drafts LEFT JOIN steps
+                         ON steps.draft = drafts.seq AND next IS NULL
+                     WHERE to_state IS NOT state)
+                  + (SELECT count(*) FROM drafts LEFT JOIN draft_texts USING (seq)
+                     WHERE length(CAST(raw_text AS BLOB)) IS NOT text_bytes)
+                  + (SELECT count(*) FROM draft_texts WHERE seq NOT IN (SELECT seq FROM drafts))
+                  + (SELECT count(*) FROM history WHERE draft NOT IN (SELECT seq FROM drafts))",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(broken, 0, "rows whose history does not lead to where they are");
+}
+
+/// A machine that has never seen draftq: an empty home, a working directory, nothing else.
+pub struct Sandbox {
+    directory: TempDir,
+}
+
+/// What a finished `draftq` left.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit code; `None` if it was killed by a signal.
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("home")).unwrap();
+        fs::create_dir(directory.path().join("work")).unwrap();
+        Self { directory }
+    }
+
+    /// A path in the working directory.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join("work").join(name)
+    }
+
+    /// A new file in the working directory.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Home, working directory and all.
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.directory.path().join("home")
+    }
+
+    /// Where the database is if nobody says otherwise.
+    pub fn db(&self) -> PathBuf {
+        self.home().join(".local/share/draftq/drafts.db")
+    }
+
+    /// The same database through the library.
+    pub fn store(&self) -> DraftStore {
+        DraftStore::open(self.db()).unwrap()
+    }
+
+    /// `draftq`, not started yet, with nothing in its environment but `PATH` and `HOME`.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = self.command_of(env!("CARGO_BIN_EXE_draftq"));
+        command.args(args);
+        command
+    }
+
+    /// Any program in the same surroundings.
+    pub fn command_of(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.path(""))
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Run it to its end, with nothing to read.
+    pub fn draftq<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
+        finish(self.command(args), b"")
+    }
+
+    /// Run it to its end, with this on standard input.
+    pub fn draftq_reading<A: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = A>,
+        input: &[u8],
+    ) -> Ran {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped());
+        finish(command, input)
+    }
+
+    /// Submit a text; its id.
+    pub fn submit(&self, text: &str) -> String {
+        let ran = self.draftq_reading(["submit"], text.as_bytes());
+        ran.expect(0).json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// `show --json` of this draft.
+    pub fn show(&self, id: &str) -> Value {
+        self.draftq(["show", id, "--json"]).expect(0).json()
+    }
+}
+
+/// Run this to its end, with this on standard input if that is a pipe.
+pub fn finish(mut command: Command, input: &[u8]) -> Ran {
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("draftq starts");
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // It need not read all of it, or any.
+        scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(input)));
+        child.wait_with_output().unwrap()
+    });
+    Ran { code: output.status.code(), stdout: output.stdout, stderr: output.stderr }
+}
+
+impl Ran {
+    /// The same, if it ended with this exit code.
+    #[track_caller]
+    pub fn expect(&self, code: i32) -> &Self {
+        assert_eq!(self.code, Some(code), "stdout: {}\nstderr: {}", self.out(), self.err());
+        self
+    }
+
+    /// Standard output, which is always UTF-8 (`show --raw` apart).
+    pub fn out(&self) -> &str {
+        str::from_utf8(&self.stdout).expect("standard output is UTF-8")
+    }
+
+    /// Standard error, which is always UTF-8.
+    pub fn err(&self) -> &str {
+        str::from_utf8(&self.stderr).expect("standard error is UTF-8")
+    }
+
+    /// Standard output as one JSON document.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(self.out())
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", self.out(), self.err()))
+    }
+
+    /// Standard output as JSON Lines.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<Value> {
+        self.out().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
 }

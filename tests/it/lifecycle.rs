@@ -1,8 +1,388 @@
-//! What a run promises beyond the file version.
+//! What a run promises beyond the file version: outcomes, errors and their budget, delays, holds,
+//! limits, workers, cancellation.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use draftq::clock::{Clock, from_unix_ms};
+use draftq::runner::Cancellation;
+use draftq::store::claim::Claimed;
+use draftq::store::view::DraftQuery;
+use draftq::{
+    DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
+    LibrarianError, Outcome, Runner,
+};
 
 use crate::harness::draft;
 
+/// A processor that is a function.
+struct Judge<F>(F);
+
+impl<F: FnMut(&Draft) -> Result<Outcome, LibrarianError>> DraftProcessor for Judge<F> {
+    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        self.process_to_outcome(draft).map(|outcome| outcome.decision())
+    }
+
+    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        (self.0)(draft)
+    }
+}
+
+fn accept(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Ok(DraftProcessingDecision::Accepted.into())
+}
+
+fn err(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Err(LibrarianError::LlmInvocationFailed { message: "no model".to_owned() })
+}
+
+/// A store on a clock that stands at an hour past the epoch.
+struct Bench {
+    _directory: tempfile::TempDir,
+    clock: Clock,
+    store: DraftStore,
+}
+
+fn bench() -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(from_unix_ms(3_600_000));
+    let store = DraftStore::options()
+        .clock(clock.clone())
+        .max_errors(3)
+        .open(directory.path().join("drafts.db"))
+        .unwrap();
+    Bench { _directory: directory, clock, store }
+}
+
+impl Bench {
+    fn submit(&self, texts: &[&str]) -> Vec<Draft> {
+        let drafts: Vec<Draft> = texts.iter().map(|text| draft(text)).collect();
+        self.store.submit_many(&drafts).unwrap();
+        drafts
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.set(self.clock.now() + time);
+    }
+
+    fn runner(&self) -> Runner {
+        Runner::new(&self.store, "test").stale_after(Duration::from_secs(60))
+    }
+
+    fn run(&self, processor: &mut impl DraftProcessor) -> draftq::DraftRunSummary {
+        self.runner().run_one(processor, self.clock.now()).into_result().unwrap()
+    }
+
+    fn state(&self, draft: &Draft) -> DraftState {
+        let query = DraftQuery { limit: 100, ..DraftQuery::default() };
+        let records = self.store.query(&query).unwrap();
+        records.iter().find(|record| record.id == draft.id()).unwrap().state
+    }
+}
+
 #[test]
-fn placeholder() {
-    let _ = draft("x");
+fn what_the_processor_says_is_stored_with_the_move() {
+    let bench = bench();
+    let drafts = bench.submit(&["a"]);
+    bench.run(&mut Judge(|_: &Draft| {
+        let outcome = Outcome::new(DraftProcessingDecision::Quarantined).with_note("look at it");
+        outcome.with_output(&serde_json::json!({"z": 1, "a": [1.50, "\u{202e}"]}))
+    }));
+    let (record, history, text) = bench.store.inspect(drafts[0].id()).unwrap();
+    assert_eq!(record.state, DraftState::Quarantined);
+    assert_eq!(record.decision, Some(DraftProcessingDecision::Quarantined));
+    assert_eq!(record.note.as_deref(), Some("look at it"));
+    let output: serde_json::Value = serde_json::from_str(record.output.unwrap().get()).unwrap();
+    assert_eq!(output, serde_json::json!({"z": 1, "a": [1.50, "\u{202e}"]}));
+    assert_eq!(record.claims, 1);
+    assert_eq!(text.raw_text(), "a");
+    let events: Vec<_> = history.iter().map(|event| event.event.as_str()).collect();
+    assert_eq!(events, ["submitted", "claimed", "decided"]);
+    assert!(history.iter().all(|event| !event.by_hand && event.at_unix_ms == 3_600_000));
+
+    // A requeue takes the old words off the draft; the history keeps them.
+    bench.store.requeue(&[drafts[0].id()]).unwrap();
+    let (record, history, _) = bench.store.inspect(drafts[0].id()).unwrap();
+    assert_eq!((record.decision, record.note, record.errors), (None, None, 0));
+    assert_eq!(history[2].note.as_deref(), Some("look at it"));
+    assert_eq!(history[3].event, "requeued");
+}
+
+#[test]
+fn errors_are_counted_wait_longer_each_time_and_end_in_failed() {
+    let bench = bench();
+    let stuck = bench.submit(&["stuck"]).remove(0);
+    let stale = Duration::from_secs(60);
+
+    // The first error: tried again as soon as the claim is stale.
+    let summary = bench.run(&mut Judge(err));
+    assert_eq!((summary.claimed, summary.errors), (1, 1));
+    assert_eq!(bench.state(&stuck), DraftState::Processing);
+    let (record, ..) = bench.store.inspect(stuck.id()).unwrap();
+    assert_eq!(record.last_error_class.as_deref(), Some("model"));
+    assert!(record.last_error.unwrap().contains("no model"));
+    assert_eq!(bench.run(&mut Judge(err)).claimed, 0, "not stale yet");
+    bench.pass(stale);
+    let summary = bench.run(&mut Judge(err));
+    assert_eq!((summary.recovered_processing, summary.claimed, summary.errors), (1, 1, 1));
+
+    // The second: it also waits, 10 s give or take a quarter.
+    bench.pass(stale);
+    let summary = bench.run(&mut Judge(err));
+    assert_eq!((summary.recovered_processing, summary.pending_seen), (1, 0));
+    let due = bench.store.inspect(stuck.id()).unwrap().0.due_at_unix_ms.unwrap();
+    let delay = due - bench.clock.now_ms();
+    assert!((7_500..=12_600).contains(&delay), "{delay} ms");
+    bench.pass(Duration::from_secs(13));
+
+    // The third is the budget; the draft behind it is not held up.
+    let behind = bench.submit(&["behind"]).remove(0);
+    let summary = bench.run(&mut Judge(|draft: &Draft| match draft.raw_text() {
+        "stuck" => err(draft),
+        _ => accept(draft),
+    }));
+    assert_eq!((summary.errors, summary.accepted), (1, 1));
+    assert_eq!(bench.state(&behind), DraftState::Accepted);
+    bench.pass(stale);
+    let summary = bench.run(&mut Judge(accept));
+    assert_eq!((summary.recovered_processing, summary.exhausted, summary.claimed), (0, 1, 0));
+    let (record, history, _) = bench.store.inspect(stuck.id()).unwrap();
+    assert_eq!((record.state, record.decision), (DraftState::Failed, None));
+    assert_eq!(record.last_error_class.as_deref(), Some("model"));
+    assert_eq!(history.last().unwrap().event, "exhausted");
+
+    // An operator gives it a fresh start.
+    bench.store.requeue(&[stuck.id()]).unwrap();
+    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+}
+
+#[test]
+fn deferrals_never_count_as_errors() {
+    let bench = bench();
+    let patient = bench.submit(&["patient"]).remove(0);
+    for _ in 0..20 {
+        assert_eq!(bench.run(&mut DeferredDraftProcessor).deferred, 1);
+    }
+    let (record, ..) = bench.store.inspect(patient.id()).unwrap();
+    assert_eq!((record.state, record.claims), (DraftState::Pending, 20));
+    assert_eq!((record.defers, record.errors), (20, 0));
+}
+
+#[test]
+fn a_delayed_draft_is_not_claimed_before_its_time_and_keeps_its_place() {
+    let bench = bench();
+    bench.submit(&["first", "second"]);
+    let later = |draft: &Draft| {
+        let outcome = Outcome::new(DraftProcessingDecision::Deferred);
+        Ok(match draft.raw_text() {
+            "first" => outcome.with_retry_after(Duration::from_secs(30)),
+            _ => outcome,
+        })
+    };
+    assert_eq!(bench.run(&mut Judge(later)).deferred, 2);
+    bench.pass(Duration::from_millis(29_999));
+    assert_eq!(bench.run(&mut DeferredDraftProcessor).pending_seen, 1);
+    bench.pass(Duration::from_millis(1));
+    let mut seen = Vec::new();
+    bench.run(&mut Judge(|draft: &Draft| {
+        seen.push(draft.raw_text().to_owned());
+        accept(draft)
+    }));
+    assert_eq!(seen, ["first", "second"]);
+}
+
+#[test]
+fn a_delay_made_while_the_clock_was_wrong_is_not_waited_for() {
+    let bench = bench();
+    bench.submit(&["a"]);
+    bench.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
+    let later = Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(Duration::MAX);
+    bench.run(&mut Judge(|_: &Draft| Ok(later.clone())));
+    bench.clock.set(from_unix_ms(3_600_000));
+    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+}
+
+#[test]
+fn a_claim_made_while_the_clock_was_wrong_begins_to_age_when_it_is_right() {
+    let bench = bench();
+    let draft = bench.submit(&["a"]).remove(0);
+    bench.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
+    bench.store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    bench.clock.set(from_unix_ms(3_600_000));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0);
+    bench.pass(Duration::from_secs(59));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
+}
+
+#[test]
+fn a_hold_keeps_every_worker_from_claiming() {
+    let bench = bench();
+    bench.submit(&["1", "2", "3", "4"]);
+    let hold = Duration::from_millis(150);
+    let begun = Instant::now();
+    let starts = Arc::new(Mutex::new(Vec::new()));
+    let judge = || {
+        let starts = Arc::clone(&starts);
+        Judge(move |_: &Draft| {
+            starts.lock().unwrap().push(begun.elapsed());
+            Ok(Outcome::new(DraftProcessingDecision::Accepted).with_hold(hold))
+        })
+    };
+    let summary = bench.runner().run(&mut [judge()], bench.clock.now()).into_result().unwrap();
+    assert_eq!(summary.accepted, 4);
+    let starts = starts.lock().unwrap();
+    for pair in starts.windows(2) {
+        assert!(pair[1] - pair[0] >= hold, "{starts:?}");
+    }
+}
+
+#[test]
+fn a_cancelled_hold_ends_the_run() {
+    let bench = bench();
+    bench.submit(&["1", "2"]);
+    let cancellation = Cancellation::default();
+    let asked = cancellation.clone();
+    let mut judge = Judge(|_: &Draft| {
+        asked.cancel();
+        let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+        Ok(outcome.with_hold(Duration::from_secs(3600)))
+    });
+    let runner = bench.runner().cancellation(cancellation);
+    let summary = runner.run_one(&mut judge, bench.clock.now()).into_result().unwrap();
+    // The draft in hand is finished, nothing more is claimed.
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
+    assert_eq!(summary.claim_misses, 0);
+    assert_eq!(bench.store.list(DraftState::Processing).unwrap(), []);
+}
+
+#[test]
+fn workers_share_one_limit_and_no_draft() {
+    let bench = bench();
+    let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    bench.submit(&texts);
+    let seen: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
+    let busy = Arc::new(AtomicUsize::new(0));
+    let mut workers: Vec<_> = (0..4)
+        .map(|_| {
+            let (seen, busy) = (Arc::clone(&seen), Arc::clone(&busy));
+            Judge(move |draft: &Draft| {
+                busy.fetch_add(1, Ordering::SeqCst);
+                *seen.lock().unwrap().entry(draft.raw_text().to_owned()).or_default() += 1;
+                // A deferred draft must not be met again by another worker.
+                Ok(DraftProcessingDecision::Deferred.into())
+            })
+        })
+        .collect();
+    let runner = bench.runner().limit(70);
+    let summary = runner.run(&mut workers, bench.clock.now()).into_result().unwrap();
+    assert_eq!((summary.pending_seen, summary.claimed, summary.deferred), (100, 70, 70));
+    assert_eq!(summary.items.len(), 70);
+    assert_eq!(busy.load(Ordering::SeqCst), 70);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 70);
+    assert!(seen.values().all(|times| *times == 1), "{seen:?}");
+    // First in, first out: the first 70 it was.
+    assert!(seen.keys().all(|text| text.parse::<usize>().unwrap() < 70));
+}
+
+#[test]
+fn what_comes_in_during_a_run_is_left_for_the_next() {
+    let bench = bench();
+    bench.submit(&["a", "b"]);
+    let store = bench.store.clone();
+    let mut late = 0;
+    let summary = bench.run(&mut Judge(|draft: &Draft| {
+        late += 1;
+        store.submit(&crate::harness::draft(&format!("late {late}"))).unwrap();
+        accept(draft)
+    }));
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 2, 2));
+    assert_eq!(bench.store.list(DraftState::Pending).unwrap().len(), 2);
+}
+
+#[test]
+fn drafts_that_another_runner_took_are_misses() {
+    let bench = bench();
+    let drafts = bench.submit(&["a", "b", "c"]);
+    let other = bench.store.register_runner("other").unwrap();
+    let mut taken = None;
+    let summary = bench.run(&mut Judge(|draft: &Draft| {
+        if taken.is_none() {
+            let mut snapshot = bench.store.pending_snapshot().unwrap();
+            taken = bench.store.claim_next(&other, &mut snapshot).unwrap();
+        }
+        accept(draft)
+    }));
+    assert_eq!((summary.pending_seen, summary.claimed, summary.claim_misses), (3, 2, 1));
+    let Some(Claimed::Draft(claim)) = taken else { panic!("nothing was taken") };
+    assert_eq!(claim.draft(), &drafts[1]);
+    bench.store.finish(*claim, &DraftProcessingDecision::Skipped.into()).unwrap();
+    assert_eq!(bench.state(&drafts[1]), DraftState::Skipped);
+}
+
+#[test]
+fn a_live_runners_claim_is_never_taken_by_age_and_a_dead_ones_at_once() {
+    let bench = bench();
+    let draft = bench.submit(&["slow"]).remove(0);
+    let runner = bench.store.register_runner("slow").unwrap();
+    let mut snapshot = bench.store.pending_snapshot().unwrap();
+    let Some(Claimed::Draft(claim)) = bench.store.claim_next(&runner, &mut snapshot).unwrap()
+    else {
+        panic!("nothing was claimed")
+    };
+    bench.pass(Duration::from_secs(1_000_000));
+    let far = bench.clock.now() + Duration::from_secs(1_000_000);
+    assert_eq!(bench.store.recover(far).unwrap(), Default::default());
+
+    drop(runner);
+    let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(recovery.to_pending.len(), 1);
+    let (record, ..) = bench.store.inspect(draft.id()).unwrap();
+    assert_eq!((record.state, record.errors), (DraftState::Pending, 1));
+    assert_eq!(record.last_error_class.as_deref(), Some("crash"));
+
+    // What the late runner brings is refused, and kept.
+    let outcome = Outcome::new(DraftProcessingDecision::Accepted).with_note("too late");
+    let error = bench.store.finish(*claim, &outcome).unwrap_err();
+    assert!(matches!(error, LibrarianError::LostClaim { id } if id == draft.id()), "{error:?}");
+    let (record, history, _) = bench.store.inspect(draft.id()).unwrap();
+    assert_eq!((record.state, record.note), (DraftState::Pending, None));
+    let refused = history.last().unwrap();
+    assert_eq!((refused.event.as_str(), refused.note.as_deref()), ("refused", Some("too late")));
+    assert_eq!(refused.decision, Some(DraftProcessingDecision::Accepted));
+}
+
+#[test]
+fn a_draft_damaged_from_outside_does_not_stand_in_the_way() {
+    let bench = bench();
+    let drafts = bench.submit(&["whole", "damaged", "whole too"]);
+    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+    outside
+        .execute_batch(
+            "DROP TRIGGER draft_texts_are_fixed;
+             UPDATE draft_texts SET raw_text = CAST(x'ff00ff' AS TEXT) WHERE seq = 2;",
+        )
+        .unwrap();
+    let summary = bench.run(&mut Judge(accept));
+    assert_eq!((summary.claimed, summary.accepted, summary.errors), (3, 2, 1));
+    assert_eq!(bench.state(&drafts[1]), DraftState::Processing);
+    assert_eq!(bench.state(&drafts[2]), DraftState::Accepted);
+}
+
+#[test]
+fn a_runner_tells_how_far_it_is() {
+    let bench = bench();
+    bench.submit(&["a", "b", "c"]);
+    let told: Arc<Mutex<Vec<(usize, usize)>>> = Arc::default();
+    let hears = Arc::clone(&told);
+    let runner = bench.runner().observer(move |summary| {
+        hears.lock().unwrap().push((summary.done(), summary.pending_seen));
+    });
+    runner.run_one(&mut Judge(accept), bench.clock.now()).into_result().unwrap();
+    assert_eq!(*told.lock().unwrap(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }

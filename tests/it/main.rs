@@ -1,8 +1,20 @@
 //! Drives the real thing: the library on real files, and the built binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
+#![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]
 
 mod evidence;
+mod fencing;
 mod file_version;
 mod harness;
 mod lifecycle;
+mod look;
+mod model;
+mod opening;
+mod privacy;
+mod readme;
+mod run;
+mod schema;
+mod submit;
+mod sweep;
+mod telemetry;

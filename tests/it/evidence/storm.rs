@@ -39,14 +39,14 @@ fn storm(drafts: usize, fair: bool) {
     let runners: Vec<_> = (0..RUNNERS)
         .map(|_| {
             let mut command = bench.command(["run", "--json", "-q", "--", "sh", "-c", PROGRAM]);
-            let process = Process::start(
+
+            Process::start(
                 command
                     .env("STARTED", &started)
                     // A file, because a summary with every draft in it fills a pipe.
                     .stdout(tempfile::tempfile_in(bench.directory.path()).unwrap())
                     .stderr(std::process::Stdio::piped()),
-            );
-            process
+            )
         })
         .collect();
     for runner in runners {

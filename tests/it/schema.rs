@@ -1,0 +1,662 @@
+//! The SQL interface: what a person may type into a SQL shell, and what the file refuses, asked
+//! through the SQLite in this program, the `sqlite3` shell and Python's `sqlite3`.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use draftq::clock::unix_ms;
+use draftq::processor::MAX_DELAY;
+use draftq::store::claim::Claimed;
+use draftq::{DraftProcessingDecision, DraftState, DraftStore, Outcome};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, StatementStatus};
+
+use crate::harness::{assert_whole, draft, have, store};
+
+/// A way to get at the file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Shell {
+    Linked,
+    Sqlite3,
+    Python,
+}
+
+const PYTHON: &str = r#"
+import json, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+answers = []
+for statement in json.load(sys.stdin):
+    try:
+        rows = connection.execute(statement).fetchall()
+        lines = ["|".join("" if value is None else str(value) for value in row) for row in rows]
+        answers.append([True, "\n".join(lines)])
+    except sqlite3.Error as error:
+        answers.append([False, str(error)])
+json.dump(answers, sys.stdout)
+"#;
+
+impl Shell {
+    fn all() -> Vec<Self> {
+        let mut shells = vec![Self::Linked];
+        if have("sqlite3") {
+            shells.push(Self::Sqlite3);
+        }
+        if have("python3") {
+            shells.push(Self::Python);
+        }
+        shells
+    }
+
+    /// Each statement by itself: its rows, values separated by `|`, or the message.
+    fn each(self, path: &Path, statements: &[String]) -> Vec<Result<String, String>> {
+        match self {
+            Self::Linked => {
+                let connection = Connection::open(path).unwrap();
+                let ask = |sql: &String| rows(&connection, sql).map_err(|error| error.to_string());
+                statements.iter().map(ask).collect()
+            }
+            Self::Sqlite3 => statements
+                .iter()
+                .map(|sql| {
+                    let output = Command::new("sqlite3")
+                        .args(["-batch", "-bail"])
+                        .arg(path)
+                        .arg(sql)
+                        .stdin(Stdio::null())
+                        .output()
+                        .unwrap();
+                    if output.status.success() {
+                        Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned())
+                    } else {
+                        Err(String::from_utf8(output.stderr).unwrap())
+                    }
+                })
+                .collect(),
+            Self::Python => {
+                let mut python = Command::new("python3")
+                    .args(["-c", PYTHON])
+                    .arg(path)
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                let question = serde_json::to_vec(statements).unwrap();
+                python.stdin.take().unwrap().write_all(&question).unwrap();
+                let output = python.wait_with_output().unwrap();
+                assert!(output.status.success());
+                let answers: Vec<(bool, String)> = serde_json::from_slice(&output.stdout).unwrap();
+                let answers = answers.into_iter();
+                answers.map(|(ok, text)| if ok { Ok(text) } else { Err(text) }).collect()
+            }
+        }
+    }
+
+    fn ask(self, path: &Path, sql: &str) -> Result<String, String> {
+        self.each(path, &[sql.to_owned()]).remove(0)
+    }
+}
+
+fn rows(connection: &Connection, sql: &str) -> Result<String, rusqlite::Error> {
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        let values = (0..columns).map(|column| {
+            Ok(match row.get_ref(column)? {
+                ValueRef::Null => String::new(),
+                ValueRef::Integer(value) => value.to_string(),
+                ValueRef::Real(value) => value.to_string(),
+                ValueRef::Text(value) => String::from_utf8_lossy(value).into_owned(),
+                ValueRef::Blob(value) => format!("{value:x?}"),
+            })
+        });
+        lines.push(values.collect::<Result<Vec<_>, rusqlite::Error>>()?.join("|"));
+    }
+    Ok(lines.join("\n"))
+}
+
+/// Everything in the file that a statement could have changed.
+fn contents(path: &Path) -> Vec<String> {
+    let connection = Connection::open(path).unwrap();
+    ["drafts", "draft_texts", "history"]
+        .map(|table| rows(&connection, &format!("SELECT rowid, * FROM {table}")).unwrap())
+        .to_vec()
+}
+
+/// A draft of this text, brought to this state by the library.
+fn bring_to(store: &DraftStore, text: &str, state: DraftState) -> String {
+    let draft = draft(text);
+    store.submit(&draft).unwrap();
+    if state != DraftState::Pending {
+        store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    }
+    if state.is_terminal() {
+        store.transition(draft.id(), DraftState::Processing, state).unwrap();
+    }
+    draft.id().to_hex()
+}
+
+fn pairs() -> impl Iterator<Item = (DraftState, DraftState)> {
+    DraftState::ALL.into_iter().flat_map(|from| DraftState::ALL.map(|to| (from, to)))
+}
+
+fn history_rows(path: &Path, id: &str) -> Vec<String> {
+    let sql = format!(
+        "SELECT event || ' ' || coalesce(from_state, '-') || ' ' || to_state || ' ' || by_hand || ' ' || at
+         FROM history WHERE draft = (SELECT seq FROM drafts WHERE id = '{id}') ORDER BY seq"
+    );
+    let text = rows(&Connection::open(path).unwrap(), &sql).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
+    for shell in Shell::all() {
+        let (directory, store) = store();
+        let path = directory.path().join("drafts.db");
+        let drafts: Vec<_> = pairs()
+            .map(|(from, to)| (from, to, bring_to(&store, &format!("{from} to {to}"), from)))
+            .collect();
+        drop(store);
+
+        // Every other column as the target state wants it, so that only the edge is at stake.
+        let moves: Vec<_> = drafts
+            .iter()
+            .map(|(_, to, id)| {
+                let claimed_at = if *to == DraftState::Processing { "7" } else { "NULL" };
+                let decision = if to.is_terminal() { format!("'{to}'") } else { "NULL".into() };
+                format!(
+                    "UPDATE drafts SET state = '{to}', claimed_at = {claimed_at}, \
+                         claim_token = NULL, owner = NULL, due_at = 0, decision = {decision} \
+                     WHERE id = '{id}'"
+                )
+            })
+            .collect();
+        let events_before: Vec<_> = drafts.iter().map(|(.., id)| history_rows(&path, id)).collect();
+        let begun = unix_ms(SystemTime::now());
+        let answers = shell.each(&path, &moves);
+        let ended = unix_ms(SystemTime::now());
+
+        for (((from, to, id), answer), before) in drafts.iter().zip(answers).zip(events_before) {
+            let legal =
+                from.runner_may_move_to(*to) || (from.is_terminal() && *to == DraftState::Pending);
+            let events = history_rows(&path, id);
+            let state = rows(
+                &Connection::open(&path).unwrap(),
+                &format!("SELECT state FROM drafts WHERE id = '{id}'"),
+            );
+            if legal {
+                assert_eq!(answer, Ok(String::new()), "{shell:?}: {from} to {to}");
+                assert_eq!(state.unwrap(), to.dir_name());
+                assert_eq!(events.len(), before.len() + 1, "{shell:?}: {from} to {to}");
+                let words: Vec<_> = events.last().unwrap().split(' ').collect();
+                assert_eq!(words[1..4], [from.dir_name(), to.dir_name(), "1"], "{shell:?}");
+                let at: i64 = words[4].parse().unwrap();
+                assert!((begun - 1..=ended + 1).contains(&at), "{at} in {begun}..={ended}");
+            } else if from == to {
+                // Not a move: nothing to refuse, nothing to record.
+                assert_eq!(answer, Ok(String::new()), "{shell:?}: {from} to {to}");
+                assert_eq!(events, before);
+            } else {
+                let message = answer.unwrap_err();
+                let named = format!("draftq: illegal move: {from} to {to}");
+                assert!(message.contains(&named), "{shell:?}: {message}");
+                assert_eq!((state.unwrap().as_str(), events), (from.dir_name(), before));
+            }
+        }
+        assert_whole(&path);
+    }
+}
+
+#[test]
+fn events_are_named_for_the_moves() {
+    let (directory, store) = store();
+    let path = directory.path().join("drafts.db");
+    for (from, sets, event) in [
+        (DraftState::Pending, "state = 'processing', claimed_at = 1", "claimed"),
+        (DraftState::Processing, "state = 'pending'", "recovered"),
+        (DraftState::Processing, "state = 'pending', decision = 'deferred'", "deferred"),
+        (DraftState::Processing, "state = 'failed'", "exhausted"),
+        (DraftState::Processing, "state = 'failed', decision = 'failed'", "decided"),
+        (DraftState::Processing, "errors = errors + 1", "errored"),
+        (DraftState::Skipped, "state = 'pending', decision = NULL", "requeued"),
+    ] {
+        let id = bring_to(&store, event, from);
+        let id = if event == "decided" { bring_to(&store, "decided too", from) } else { id };
+        let leave = if from == DraftState::Processing && event != "errored" {
+            ", claimed_at = NULL, claim_token = NULL, owner = NULL"
+        } else {
+            ""
+        };
+        let begun = unix_ms(SystemTime::now());
+        let sql = format!("UPDATE drafts SET {sets}{leave} WHERE id = '{id}'");
+        Shell::Linked.ask(&path, &sql).unwrap();
+        let events = history_rows(&path, &id);
+        let words: Vec<_> = events.last().unwrap().split(' ').collect();
+        assert_eq!((words[0], words[3]), (event, "1"), "{sets}");
+        assert!(words[4].parse::<i64>().unwrap() >= begun - 1, "{sets}: a real time");
+    }
+    let begun = unix_ms(SystemTime::now());
+    let sql = "INSERT INTO drafts (id, updated_at, submitted_at, text_bytes, source_surface) \
+               VALUES ('00000000000000aa', 0, 0, 0, 'cli')";
+    Shell::Linked.ask(&path, sql).unwrap();
+    let at = "SELECT event || ' ' || by_hand || ' ' || (at >= {begun} - 1) FROM history \
+              ORDER BY seq DESC LIMIT 1";
+    let at = at.replace("{begun}", &begun.to_string());
+    assert_eq!(Shell::Linked.ask(&path, &at).unwrap(), "submitted 1 1");
+}
+
+/// Statements that must change nothing; most of them are refused, and say why.
+fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'static str)> {
+    const EDIT: &str = "draftq: illegal edit";
+    const IDENTITY: &str = "identity is fixed";
+    const INSERT: &str = "draftq: illegal insert";
+    const DELETE: &str = "draftq: illegal delete";
+    const CHECK: &str = "CHECK constraint failed";
+    const SILENT: &str = "";
+    let columns = "(id, updated_at, submitted_at, text_bytes, source_surface)";
+    let values = "0, 0, 0, 'cli')";
+    let mut attacks = Vec::new();
+    let mut attack = |sql: String, refusal| attacks.push((sql, refusal));
+
+    // Identity.
+    for id in [pending, processing, finished] {
+        for set in [
+            "id = '0123456789abcdef'",
+            "seq = 99",
+            "rowid = 99",
+            "oid = 99",
+            "_rowid_ = -1",
+            "\"ROWID\" = 99",
+            "submitted_at = 0",
+            "text_bytes = 0",
+            "source_surface = 'mcp'",
+            "source_agent = 'x'",
+            "source_project = 'x'",
+            "operator = 'x'",
+            "provenance_uri = 'x'",
+            "context_tags = '[\"x\"]'",
+            "(id, note) = ('0123456789abcdef', 'x')",
+        ] {
+            for or in ["", "OR IGNORE", "OR REPLACE", "OR FAIL"] {
+                attack(format!("UPDATE {or} drafts SET {set} WHERE id = '{id}'"), IDENTITY);
+            }
+        }
+        for column in ["seq", "rowid", "oid", "_rowid_"] {
+            for or in ["OR REPLACE", "OR IGNORE"] {
+                attack(
+                    format!(
+                        "UPDATE {or} drafts SET {column} = (SELECT seq FROM drafts WHERE id <> '{id}') \
+                         WHERE id = '{id}'"
+                    ),
+                    IDENTITY,
+                );
+            }
+        }
+        attack(
+            format!(
+                "UPDATE OR REPLACE drafts SET id = (SELECT id FROM drafts WHERE id <> '{id}') \
+                 WHERE id = '{id}'"
+            ),
+            IDENTITY,
+        );
+        // An id that is there is the same draft.
+        for verb in ["INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT", "REPLACE"] {
+            attack(format!("{verb} INTO drafts {columns} VALUES ('{id}', {values}"), SILENT);
+            attack(
+                format!(
+                    "{verb} INTO drafts (seq, id, updated_at, submitted_at, text_bytes, source_surface) \
+                     SELECT seq, '00000000000000aa', 0, 0, 0, 'cli' FROM drafts WHERE id = '{id}'"
+                ),
+                INSERT,
+            );
+            attack(
+                format!(
+                    "{verb} INTO draft_texts (seq, raw_text) \
+                     SELECT seq, 'x' FROM drafts WHERE id = '{id}'"
+                ),
+                EDIT,
+            );
+            attack(
+                format!("{verb} INTO history SELECT * FROM history WHERE event = 'submitted'"),
+                EDIT,
+            );
+        }
+        attack(
+            format!(
+                "INSERT INTO drafts {columns} VALUES ('{id}', {values} \
+                 ON CONFLICT (id) DO UPDATE SET state = 'quarantined'"
+            ),
+            SILENT,
+        );
+        // Text and history.
+        for table in ["draft_texts", "history"] {
+            let draft = if table == "history" { "draft" } else { "seq" };
+            let seq = format!("(SELECT seq FROM drafts WHERE id = '{id}')");
+            attack(format!("DELETE FROM {table} WHERE {draft} = {seq}"), DELETE);
+            for or in ["", "OR IGNORE", "OR REPLACE"] {
+                attack(format!("UPDATE {or} {table} SET rowid = 99 WHERE {draft} = {seq}"), EDIT);
+            }
+        }
+        // A state that is none.
+        for state in ["'nonsense'", "'Pending'", "''"] {
+            for or in ["", "OR REPLACE"] {
+                let refusal = if id == processing { CHECK } else { "illegal move" };
+                attack(
+                    format!("UPDATE {or} drafts SET state = {state} WHERE id = '{id}'"),
+                    refusal,
+                );
+            }
+        }
+        attack(format!("UPDATE drafts SET state = NULL WHERE id = '{id}'"), "NOT NULL");
+    }
+    attack("UPDATE draft_texts SET raw_text = 'x'".into(), EDIT);
+    attack("UPDATE history SET at = 0".into(), EDIT);
+    attack("UPDATE history SET by_hand = 0, draft = draft + 1".into(), EDIT);
+    attack("DELETE FROM draft_texts".into(), DELETE);
+    attack("DELETE FROM history".into(), DELETE);
+
+    // What is laid down in advance, or where nothing can follow it.
+    attack("INSERT INTO draft_texts (seq, raw_text) VALUES (99, 'x')".into(), INSERT);
+    attack("INSERT INTO draft_texts (raw_text) VALUES ('x')".into(), INSERT);
+    for (seq, refusal) in
+        [("9223372036854775807", INSERT), ("99", INSERT), ("-5", CHECK), ("0", CHECK)]
+    {
+        attack(
+            format!(
+                "INSERT OR REPLACE INTO drafts \
+                 (seq, id, updated_at, submitted_at, text_bytes, source_surface) \
+                 VALUES ({seq}, '00000000000000aa', {values}"
+            ),
+            refusal,
+        );
+        attack(
+            format!(
+                "INSERT INTO history (seq, draft, event, from_state, to_state, at, by_hand) \
+                 SELECT {seq}, seq, 'refused', state, state, 0, 0 FROM drafts LIMIT 1"
+            ),
+            if refusal == INSERT { EDIT } else { CHECK },
+        );
+    }
+    for (draft, to) in [("99", "pending"), ("1", "quarantined")] {
+        attack(
+            format!(
+                "INSERT INTO history (draft, event, to_state, at, by_hand) \
+                 VALUES ({draft}, 'submitted', '{to}', 0, 0)"
+            ),
+            EDIT,
+        );
+    }
+    for id in ["'short'", "'0123456789ABCDEF'", "'0123456789abcdef' || char(0)", "NULL"] {
+        let sql = format!("INSERT INTO drafts {columns} VALUES ({id}, {values}");
+        attack(sql, "constraint failed");
+    }
+    for state in DraftState::ALL.into_iter().filter(|state| *state != DraftState::Pending) {
+        attack(
+            format!(
+                "INSERT INTO drafts (id, state, claimed_at, updated_at, submitted_at, text_bytes, \
+                 source_surface) VALUES ('00000000000000aa', '{state}', 1, {values}"
+            ),
+            "illegal move: a draft starts as pending",
+        );
+    }
+    for tags in ["[1]", "[[\"a\"]]", "[null]", "{}", "x", "\"a\""] {
+        attack(
+            format!(
+                "INSERT INTO drafts (id, context_tags, updated_at, submitted_at, text_bytes, \
+                 source_surface) VALUES ('00000000000000aa', '{tags}', {values}"
+            ),
+            // The trigger, the CHECK or json_each itself.
+            "",
+        );
+    }
+
+    // Unfinished drafts stay; in a statement that takes them along, the finished stay too.
+    for id in [pending, processing] {
+        attack(format!("DELETE FROM drafts WHERE id = '{id}'"), DELETE);
+    }
+    attack("DELETE FROM drafts".into(), DELETE);
+
+    // What goes with processing, elsewhere; and the other way round.
+    for id in [pending, finished] {
+        for set in ["claimed_at = 1", "claim_token = randomblob(16)", "owner = 1"] {
+            attack(format!("UPDATE drafts SET {set} WHERE id = '{id}'"), CHECK);
+            attack(format!("UPDATE OR REPLACE drafts SET {set} WHERE id = '{id}'"), CHECK);
+            attack(format!("UPDATE OR IGNORE drafts SET {set} WHERE id = '{id}'"), SILENT);
+        }
+    }
+    attack(format!("UPDATE drafts SET claimed_at = NULL WHERE id = '{processing}'"), CHECK);
+    attack(format!("UPDATE drafts SET claim_token = NULL WHERE id = '{processing}'"), CHECK);
+    attack(format!("UPDATE drafts SET due_at = 5 WHERE id = '{processing}'"), CHECK);
+    attack(format!("UPDATE drafts SET due_at = 5 WHERE id = '{finished}'"), CHECK);
+    attack(format!("UPDATE drafts SET due_at = -5 WHERE id = '{pending}'"), CHECK);
+    attack(format!("UPDATE drafts SET errors = -1 WHERE id = '{processing}'"), CHECK);
+    attack(format!("UPDATE drafts SET decision = 'accepted' WHERE id = '{processing}'"), CHECK);
+    attack(format!("UPDATE drafts SET decision = 'skipped' WHERE id = '{finished}'"), CHECK);
+    attack(format!("UPDATE drafts SET output = '{{' WHERE id = '{finished}'"), CHECK);
+    for token in ["randomblob(16)", "x''", "zeroblob(16)"] {
+        attack(
+            format!("UPDATE drafts SET claim_token = {token} WHERE id = '{processing}'"),
+            "a claim keeps its token",
+        );
+    }
+    attack(
+        format!("UPDATE drafts SET state = 'processing', claimed_at = 1 WHERE id = '{finished}'"),
+        "illegal move: accepted to processing",
+    );
+    attack(
+        format!(
+            "UPDATE OR IGNORE drafts SET state = 'accepted', decision = 'accepted' \
+             WHERE id = '{pending}'"
+        ),
+        "illegal move: pending to accepted",
+    );
+    attack(
+        "UPDATE drafts SET state = other.state FROM (SELECT 'skipped' AS state) AS other \
+         WHERE drafts.state = 'accepted'"
+            .into(),
+        "illegal move: accepted to skipped",
+    );
+    attacks
+}
+
+#[test]
+fn what_is_typed_by_hand_cannot_change_a_draft_or_lose_one() {
+    for shell in Shell::all() {
+        let (directory, store) = store();
+        let path = directory.path().join("drafts.db");
+        let processing = draft("in processing");
+        store.submit(&processing).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let claim = store.claim_next(&runner, &mut snapshot).unwrap();
+        assert!(matches!(claim, Some(Claimed::Draft(_))));
+        let pending = bring_to(&store, "pending", DraftState::Pending);
+        let finished = bring_to(&store, "accepted", DraftState::Accepted);
+        let before = contents(&path);
+
+        let attacks = attacks(&pending, &processing.id().to_hex(), &finished);
+        // The shell is a process per statement: for it, those without an OR clause and the worst.
+        let attacks: Vec<_> = attacks
+            .into_iter()
+            .filter(|(sql, _)| {
+                shell != Shell::Sqlite3 || !sql.contains("OR IGNORE") && !sql.contains("OR FAIL")
+            })
+            .collect();
+        let statements: Vec<_> = attacks.iter().map(|(sql, _)| sql.clone()).collect();
+        for recursive in ["OFF", "ON"] {
+            if shell == Shell::Sqlite3 && recursive == "ON" {
+                continue;
+            }
+            let mut script = vec![format!("PRAGMA recursive_triggers = {recursive}")];
+            script.extend(statements.iter().cloned());
+            let answers = shell.each(&path, &script);
+            for ((sql, refusal), answer) in attacks.iter().zip(&answers[1..]) {
+                match answer {
+                    Err(message) => {
+                        assert!(message.contains(refusal), "{shell:?}: {sql}: {message}");
+                    }
+                    Ok(_) => assert_eq!(*refusal, "", "{shell:?}: was let through: {sql}"),
+                }
+            }
+            assert_eq!(contents(&path), before, "{shell:?}: something changed the file");
+        }
+        assert_whole(&path);
+        store.submit(&draft("and there is room for more")).unwrap();
+    }
+}
+
+#[test]
+fn a_claim_that_lost_its_token_never_gets_it_back() {
+    let (directory, store) = store();
+    let path = directory.path().join("drafts.db");
+    let id = bring_to(&store, "x", DraftState::Processing);
+    let ask = |sql: &str| Shell::Linked.ask(&path, &sql.replace("{id}", &id));
+    ask("CREATE TEMP TABLE kept AS SELECT claim_token FROM drafts").unwrap();
+    let token = ask("SELECT hex(claim_token) FROM drafts WHERE id = '{id}'").unwrap();
+    ask("UPDATE drafts SET claim_token = NULL, owner = NULL WHERE id = '{id}'").unwrap();
+    for value in [format!("x'{token}'"), "randomblob(16)".to_owned()] {
+        let sql = format!("UPDATE drafts SET claim_token = {value} WHERE id = '{{id}}'");
+        let message = ask(&sql).unwrap_err();
+        assert!(message.contains("a claim keeps its token"), "{message}");
+    }
+}
+
+#[test]
+fn a_finished_draft_goes_whole() {
+    for shell in Shell::all() {
+        let (directory, store) = store();
+        let path = directory.path().join("drafts.db");
+        let stays = bring_to(&store, "stays", DraftState::Accepted);
+        let goes = bring_to(&store, "goes", DraftState::Quarantined);
+        shell.ask(&path, &format!("DELETE FROM drafts WHERE id = '{goes}'")).unwrap();
+        let left = "SELECT (SELECT group_concat(id) FROM drafts), \
+                        (SELECT group_concat(raw_text) FROM draft_texts), \
+                        (SELECT group_concat(DISTINCT draft) FROM history)";
+        assert_eq!(shell.ask(&path, left).unwrap(), format!("{stays}|stays|1"), "{shell:?}");
+        // Its place is not given to another.
+        bring_to(&store, "goes", DraftState::Pending);
+        assert_eq!(shell.ask(&path, "SELECT max(seq) FROM drafts").unwrap(), "3", "{shell:?}");
+        assert_whole(&path);
+    }
+}
+
+fn is_iso8601(text: &str) -> bool {
+    text.len() == 24
+        && text.bytes().zip("dddd-dd-ddTdd:dd:dd.dddZ".bytes()).all(|(found, wanted)| {
+            if wanted == b'd' { found.is_ascii_digit() } else { found == wanted }
+        })
+}
+
+#[test]
+fn the_views_are_for_people() {
+    let (directory, store) = store();
+    let path = directory.path().join("drafts.db");
+    for (number, state) in DraftState::ALL.into_iter().enumerate() {
+        bring_to(&store, &format!("{state} {number}"), state);
+    }
+    let runner = store.register_runner("test").unwrap();
+    let mut snapshot = store.pending_snapshot().unwrap();
+    let Some(Claimed::Draft(claim)) = store.claim_next(&runner, &mut snapshot).unwrap() else {
+        panic!("nothing to claim");
+    };
+    let outcome = Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(MAX_DELAY);
+    store.finish(*claim, &outcome).unwrap();
+    bring_to(&store, "held", DraftState::Pending);
+    let mut snapshot = store.pending_snapshot().unwrap();
+    let claim = store.claim_next(&runner, &mut snapshot).unwrap();
+    assert!(claim.is_some());
+
+    let counts = "pending|1\nprocessing|2\naccepted|1\nskipped|1\nfailed|1\nquarantined|1";
+    for shell in Shell::all() {
+        let ask = |sql: &str| shell.ask(&path, sql).unwrap();
+        assert_eq!(ask("SELECT * FROM state_counts"), counts, "{shell:?}");
+        for (view, times) in [
+            ("draft_overview", "submitted"),
+            ("draft_overview", "updated"),
+            ("draft_overview", "claimed"),
+            ("draft_overview", "due"),
+            ("in_flight", "claimed"),
+            ("draft_history", "at"),
+        ] {
+            let times = ask(&format!("SELECT {times} FROM {view} WHERE {times} IS NOT NULL"));
+            assert!(!times.is_empty(), "{shell:?}: {view}");
+            assert!(times.lines().all(is_iso8601), "{shell:?}: {view}: {times}");
+        }
+        assert_eq!(ask("SELECT count(*) FROM draft_overview"), "7", "{shell:?}");
+        let flight = "SELECT pid, processor, age_secs BETWEEN 0 AND 600 FROM in_flight \
+                      WHERE runner IS NOT NULL";
+        assert_eq!(ask(flight), format!("{}|test|1", std::process::id()), "{shell:?}");
+        let lost = "SELECT count(*) FROM history LEFT JOIN draft_history USING (seq) \
+                    WHERE draft_history.at IS NULL";
+        assert_eq!(ask(lost), "0", "{shell:?}");
+    }
+}
+
+/// Where the claim looks, as it stands in its statements.
+const CLAIMABLE: &str = "FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
+    WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
+    ORDER BY drafts.seq LIMIT :want";
+const CLAIMING: &str = "WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :last \
+    RETURNING seq, claim_token";
+
+fn steps_of_a_claim(connection: &Connection) -> (i64, i32) {
+    let mut statement = connection.prepare(&format!("SELECT seq, raw_text {CLAIMABLE}")).unwrap();
+    let seq = statement.query_row([0, i64::MAX, 1], |row| row.get(0)).unwrap();
+    (seq, statement.get_status(StatementStatus::VmStep))
+}
+
+#[test]
+fn a_claim_costs_the_same_whatever_waits_or_is_finished() {
+    let source: String = include_str!("../../src/store/claim.rs")
+        .split_whitespace()
+        .filter(|word| *word != "\\")
+        .collect::<Vec<_>>()
+        .join(" ");
+    for part in [CLAIMABLE, CLAIMING] {
+        assert!(source.contains(part), "the claim's statements are others now");
+    }
+
+    let (directory, store) = store();
+    let path = directory.path().join("drafts.db");
+    store.submit(&draft("last")).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    let (_, alone) = steps_of_a_claim(&connection);
+
+    // The one to claim comes behind 5,000 that wait, 1,000 in processing and 1,000 finished.
+    let (other, crowded) = self::store();
+    let path = other.path().join("drafts.db");
+    let drafts: Vec<_> = (0..7_000).map(|number| draft(&format!("draft {number}"))).collect();
+    crowded.submit_many(&drafts).unwrap();
+    crowded.submit(&draft("last")).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "BEGIN;
+             UPDATE drafts SET due_at = 253402300799999 - seq WHERE seq <= 5000;
+             UPDATE drafts SET state = 'processing', claimed_at = 1 WHERE seq BETWEEN 5001 AND 7000;
+             UPDATE drafts SET state = 'accepted', decision = 'accepted', claimed_at = NULL
+             WHERE seq > 6000 AND state = 'processing';
+             COMMIT;",
+        )
+        .unwrap();
+    let (seq, among_others) = steps_of_a_claim(&connection);
+    assert_eq!((seq, among_others), (7_001, alone));
+    let claiming = format!("UPDATE drafts INDEXED BY drafts_ready SET note = NULL {CLAIMING}");
+    for statement in [format!("SELECT seq, raw_text {CLAIMABLE}"), claiming] {
+        let mut literal = format!("EXPLAIN QUERY PLAN {statement}");
+        for (parameter, value) in
+            [(":after", "0"), (":until", "8000"), (":last", "8000"), (":want", "1")]
+        {
+            literal = literal.replace(parameter, value);
+        }
+        let plan = rows(&connection, &literal).unwrap();
+        assert!(plan.contains("SEARCH drafts USING"), "{plan}");
+        assert!(plan.contains("INDEX drafts_ready (seq>? AND seq<?)"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
+    println!(r#"{{"test":"claim_cost","vm_steps_alone":{alone},"among_7000":{among_others}}}"#);
+}
