@@ -316,6 +316,7 @@ fn create_private(path: &Path) -> Result<(), LibrarianError> {
                 reason: "it is not a regular file; name another with --db".to_owned(),
             });
         }
+        Err(source) if path.is_symlink() => return Err(cannot(path)(source)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => {
             return Err(LibrarianError::Io { doing: "open", path: path.to_owned(), source });

@@ -41,6 +41,14 @@ pub enum LibrarianError {
         id: DraftId,
     },
 
+    /// The draft is being processed, and an operator's move would take it out of its runner's
+    /// hands.
+    #[error("draft {id} is in processing; wait until its run is through, or until it is recovered")]
+    DraftInProcessing {
+        /// The draft.
+        id: DraftId,
+    },
+
     /// The store does not take this draft.
     #[error("draft {id} was not taken: {reason}")]
     DraftRejected {
@@ -216,6 +224,7 @@ impl LibrarianError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidDraftTransition { .. }
+            | Self::DraftInProcessing { .. }
             | Self::DraftRejected { .. }
             | Self::DraftJson(_)
             | Self::UnsupportedDraftSchema { .. }

@@ -235,10 +235,10 @@ Examples:
   draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
 pub struct Watch {
     /// Look at least this often; what comes in is noticed at once.
-    #[arg(long, value_name = "SECS", default_value = "30")]
+    #[arg(long, value_name = "SECS", default_value = "30", value_parser = from_one::<NonZeroU64>)]
     poll_secs: NonZeroU64,
     /// End after this many looks.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroU64>)]
     iterations: Option<NonZeroU64>,
     #[command(flatten)]
     processing: Processing,

@@ -37,7 +37,7 @@ impl DraftStore {
     /// # Errors
     ///
     /// [`LibrarianError::UnknownDraft`] for an id that no draft has;
-    /// [`LibrarianError::InvalidDraftTransition`] for a draft that is being processed.
+    /// [`LibrarianError::DraftInProcessing`] for one that a runner has.
     pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
         let now = self.now_ms();
         let requeued = self.database().write("requeue drafts", |transaction| {
@@ -51,8 +51,7 @@ impl DraftStore {
 fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, Fault> {
     let from = state_of(connection, id)?.ok_or(LibrarianError::UnknownDraft { id })?;
     if from == DraftState::Processing {
-        let to = DraftState::Pending;
-        return Err(LibrarianError::InvalidDraftTransition { from, to }.into());
+        return Err(LibrarianError::DraftInProcessing { id }.into());
     }
     connection
         .prepare_cached(

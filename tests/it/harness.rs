@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use draftq::clock::{from_unix_ms, unix_ms};
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
@@ -26,6 +26,19 @@ pub fn store() -> (tempfile::TempDir, DraftStore) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
     (directory, store)
+}
+
+/// Close a store. A thread of its pool may be the last to let go of the connections, and only
+/// then is the WAL checked in and gone.
+pub fn close(store: DraftStore) {
+    let mut wal = store.path().as_os_str().to_owned();
+    drop(store);
+    wal.push("-wal");
+    let begun = Instant::now();
+    while Path::new(&wal).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "somebody else has the store open");
+        std::thread::yield_now();
+    }
 }
 
 /// The built binary with `--db PATH`.

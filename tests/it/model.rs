@@ -589,7 +589,7 @@ impl World {
                 }
                 Some(DraftState::Processing) => {
                     return err(result, |error| {
-                        matches!(error, LibrarianError::InvalidDraftTransition { .. })
+                        matches!(error, LibrarianError::DraftInProcessing { .. })
                     });
                 }
                 Some(_) => {}

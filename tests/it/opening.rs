@@ -17,7 +17,7 @@ use draftq::store::view::DraftQuery;
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError};
 use rusqlite::Connection;
 
-use crate::harness::{assert_whole, draft, draftq, have, seed, setting, store};
+use crate::harness::{assert_whole, close, draft, draftq, have, seed, setting, store};
 
 /// `draftq --db PATH stats --json`, behind a wrapper such as `sh -c`.
 fn stats_behind(wrapper: &[&str], path: &Path) -> Command {
@@ -66,15 +66,18 @@ fn a_new_file_is_private_whatever_the_umask() {
         let path = directory.path().join("some/where/drafts.db");
         let script = format!("umask {umask}; exec \"$@\"");
         assert_empty_store(&stats_behind(&["sh", "-c", &script, "sh"], &path).output().unwrap());
-        let modes: BTreeMap<PathBuf, u32> =
-            tree(directory.path()).into_iter().map(|(path, (mode, _))| (path, mode)).collect();
-        for (path, mode) in &modes {
-            let private = if path.is_dir() { 0o700 } else { 0o600 };
-            assert_eq!(*mode, private, "umask {umask}: {}", path.display());
+        let mut modes = tree(directory.path());
+        // A process may end before a thread of it has checked the WAL in.
+        for suffix in ["-wal", "-shm"] {
+            assert!(modes.remove(&beside(&path, suffix)).is_none_or(|(mode, _)| mode == 0o600));
         }
-        for path in [directory.path().join("some"), directory.path().join("some/where"), path] {
-            assert!(modes.contains_key(&path), "umask {umask}: {}", path.display());
-        }
+        let modes: Vec<_> = modes.into_iter().map(|(path, (mode, _))| (path, mode)).collect();
+        let expected = [
+            (directory.path().join("some"), 0o700),
+            (directory.path().join("some/where"), 0o700),
+            (path, 0o600),
+        ];
+        assert_eq!(modes, expected, "umask {umask}");
     }
 }
 
@@ -106,7 +109,7 @@ fn an_empty_file_becomes_a_private_store() {
     for (path, (mode, _)) in tree(directory.path()) {
         assert_eq!(mode, 0o600, "{}", path.display());
     }
-    drop(store);
+    close(store);
     assert_whole(&path);
 }
 
@@ -243,7 +246,7 @@ fn another_version_is_left_as_it_is() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
         store.submit(&draft("x")).unwrap();
-        drop(store);
+        close(store);
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", version).unwrap();
         // In the WAL alone, as a newer draftq that was killed would leave it.
@@ -259,7 +262,7 @@ fn another_version_is_left_as_it_is() {
     // And one that is ours, by its number, of a program that is not.
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
-    drop(store);
+    close(store);
     let connection = Connection::open(&path).unwrap();
     connection.pragma_update(None, "application_id", 1).unwrap();
     drop(connection);
@@ -293,7 +296,7 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
         symlink(&path, elsewhere.join("link.db")).unwrap();
         let store = DraftStore::open(elsewhere.join("link.db")).unwrap();
         store.submit(&draft("x")).unwrap();
-        drop(store);
+        close(store);
         assert_whole(&path);
         fs::remove_dir_all(elsewhere).unwrap();
     }
@@ -301,7 +304,9 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
     let path = directory.path().join("zeros.db");
     crash_copy(&work, &path);
     fs::write(&path, [0; 16_384]).unwrap();
-    DraftStore::open(&path).unwrap().submit(&draft("x")).unwrap();
+    let store = DraftStore::open(&path).unwrap();
+    store.submit(&draft("x")).unwrap();
+    close(store);
     assert_whole(&path);
 }
 
@@ -321,7 +326,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
     match store.query(&all) {
         Ok(records) => {
-            for record in records.iter().take(30) {
+            for record in records.iter().take(20) {
                 note(store.inspect(record.id).map(|_| ()));
             }
         }
@@ -332,7 +337,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     note(store.release_due().map(|_| ()));
     match (store.register_runner("test"), store.pending_snapshot()) {
         (Ok(runner), Ok(mut snapshot)) => {
-            for _ in 0..30 {
+            for _ in 0..6 {
                 match store.claim_next(&runner, &mut snapshot) {
                     Ok(Some(Claimed::Draft(claim))) => {
                         let outcome = DraftProcessingDecision::Accepted.into();
@@ -371,7 +376,7 @@ fn damage(mutants: u64) {
             store.transition(draft.id(), DraftState::Processing, to).unwrap();
         }
     }
-    drop(store);
+    close(store);
     let sound = fs::read(directory.path().join("drafts.db")).unwrap();
 
     // In a thread of its own, so that one that hangs is told from one that is slow.
@@ -438,7 +443,7 @@ fn damage(mutants: u64) {
 
 #[test]
 fn a_damaged_file_gives_an_error_or_a_store() {
-    damage(150);
+    damage(100);
 }
 
 #[test]
@@ -555,7 +560,7 @@ fn a_path_is_a_path_whatever_is_in_it() {
         let store = DraftStore::open(&path).unwrap();
         store.submit(&draft).unwrap();
         assert_eq!(store.path(), path);
-        drop(store);
+        close(store);
         let left: Vec<_> = tree(directory.path()).into_keys().collect();
         assert_eq!(left, [path.as_path()], "that file, and no other");
         // Given as it is, the current directory being the file's.
@@ -652,7 +657,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     let kept = directory.path().join("kept");
     let store = DraftStore::open(kept.join("drafts.db")).unwrap();
     store.submit(&draft("x")).unwrap();
-    drop(store);
+    close(store);
     // Another user may look, not write; root, who may all, has to become one.
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
