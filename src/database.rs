@@ -499,8 +499,7 @@ fn configure(
     let mode: String = loop {
         // Turning WAL on wants the file alone for a moment, and for that SQLite does not always
         // call the busy handler. Once on, it stays on, and this only reads.
-        let turned: Result<String, _> =
-            connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0));
+        let turned = turn_wal_on(connection);
         match turned {
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
@@ -549,6 +548,17 @@ fn configure(
         }
     }
     Ok(())
+}
+
+fn turn_wal_on(connection: &Connection) -> Result<String, rusqlite::Error> {
+    let mut statement = connection.prepare("PRAGMA journal_mode = WAL")?;
+    let mut modes = statement.query_map([], |row| row.get(0))?;
+    let mode = modes.next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    // The mode is told first; then the statement ends, and with that the change is committed.
+    match modes.next() {
+        Some(Err(error)) => Err(error),
+        _ => mode,
+    }
 }
 
 fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlite::Error> {

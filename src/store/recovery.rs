@@ -53,9 +53,10 @@ impl RunnerRegistration {
 
 impl Drop for RunnerRegistration {
     fn drop(&mut self) {
-        // If this fails, the freed lock says the same to whoever looks next.
-        let _ = self.store.end_runner(self.id);
-        let _ = fs::remove_file(&self.lock_path);
+        // If this fails, the freed lock says the same to whoever looks next, and is left for that.
+        if self.store.end_runner(self.id).is_ok() {
+            let _ = fs::remove_file(&self.lock_path);
+        }
     }
 }
 

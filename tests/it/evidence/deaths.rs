@@ -1,6 +1,5 @@
 //! A runner dies with a draft in hand. What its death is known by, and what it costs.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::DraftStore;
@@ -226,7 +225,7 @@ fn watch_notices(rounds: usize) {
     let (mut have, mut leave) = (scene.bench.fifo("watch-have"), scene.bench.fifo("watch-leave"));
     let mut command = scene.bench.command(["watch", "--json", "-q", "--", "sh", "-c", PROGRAM]);
     command.env("HAVE", &have.path).env("LEAVE", &leave.path);
-    let mut watch = Process::start(command.stdout(Stdio::piped()));
+    let mut watch = Process::start_piped(&mut command);
     let mut reports = watch.child().stdout.take().unwrap();
     let mut unread = Vec::new();
     scene.store.submit(&draft("something to begin with")).unwrap();

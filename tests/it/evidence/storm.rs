@@ -92,7 +92,8 @@ fn storm(drafts: usize, fair: bool) {
             "secs": took.as_secs_f64(), "shares": shares.values().collect::<Vec<_>>(),
             "claim_to_program_ms": quantiles(waits),
             "measured": "from the claim being asked for (history.at) to the program's own clock \
-                         (date, read after sh and date have started)",
+                         (date, after sh and date have started); a draft that is claimed with \
+                         others waits for those before it",
         })
     );
     if fair {
