@@ -211,14 +211,25 @@ END;
 
 -- ── Moves ───────────────────────────────────────────────────────────────────────────────────
 
--- RAISE takes only a literal before SQLite 3.47, and the refusal is to name the move: hence one
--- line each.
-CREATE TRIGGER drafts_legal_moves_only BEFORE UPDATE OF state ON drafts
-WHEN NOT (OLD.state = 'processing'
-       OR OLD.state = NEW.state
-       OR (OLD.state = 'pending' AND NEW.state = 'processing')
-       OR (OLD.state <> 'pending' AND NEW.state = 'pending'))
+-- One trigger for all that an UPDATE may not do, because each trigger costs every move. It stands
+-- before the UPDATE, so that an illegal move is named before a CHECK stumbles over its columns. An
+-- UPDATE OF seq would not see SET rowid, which is the same column; and with OR REPLACE that
+-- deletes the draft whose seq is taken, and gives its text to the other. A claim may lose its
+-- token, never get another: nor one again that it had. RAISE takes only a literal before SQLite
+-- 3.47, and the refusal is to name the move: hence one line each.
+CREATE TRIGGER drafts_legal_moves_only BEFORE UPDATE ON drafts
+WHEN NEW.seq <> OLD.seq
+  OR CASE OLD.state
+         WHEN 'processing' THEN OLD.state = NEW.state AND NEW.claim_token IS NOT NULL
+                                AND NEW.claim_token IS NOT OLD.claim_token
+         WHEN 'pending' THEN NEW.state NOT IN ('processing', 'pending')
+         ELSE NEW.state NOT IN ('pending', OLD.state)
+     END
 BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft')
+    WHERE NEW.seq <> OLD.seq;
+    SELECT RAISE(ABORT, 'draftq: illegal edit: a claim keeps its token; recover the draft first')
+    WHERE NEW.state = OLD.state;
     SELECT CASE OLD.state || ' ' || NEW.state
         WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted')
         WHEN 'pending skipped'         THEN RAISE(ABORT, 'draftq: illegal move: pending to skipped')
@@ -290,22 +301,6 @@ BEFORE UPDATE OF id, submitted_at, text_bytes, source_surface, source_agent, sou
                  operator, provenance_uri, context_tags ON drafts
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
-END;
-
--- A trigger OF seq would not see SET rowid, which is the same column; and with OR REPLACE that
--- deletes the draft whose seq is taken, and gives its text to the other.
-CREATE TRIGGER drafts_seq_is_fixed BEFORE UPDATE ON drafts
-WHEN NEW.seq <> OLD.seq
-BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
-END;
-
--- A claim may lose its token, never get another: nor one again that it had.
-CREATE TRIGGER drafts_claim_token_is_fixed BEFORE UPDATE OF claim_token ON drafts
-WHEN OLD.state = 'processing' AND NEW.claim_token IS NOT NULL
- AND NEW.claim_token IS NOT OLD.claim_token
-BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal edit: a claim keeps its token; recover the draft first');
 END;
 
 CREATE TRIGGER drafts_only_finished_ones_go BEFORE DELETE ON drafts
