@@ -171,33 +171,21 @@ CREATE INDEX history_of_draft ON history (draft);
 -- ── Submission ──────────────────────────────────────────────────────────────────────────────
 
 -- The same id is the same draft: a second INSERT changes nothing. This also stands in the way of
--- INSERT OR REPLACE, which would delete the old row without asking any trigger.
-CREATE TRIGGER drafts_same_id_same_draft BEFORE INSERT ON drafts
+-- INSERT OR REPLACE, which would delete the old row without asking any trigger. A seq that is left
+-- out is -1 here; one that is given could replace another draft, or be the last there is and
+-- leave no room for the next. Tags that are no strings would stand in the way of every list.
+CREATE TRIGGER drafts_new_drafts_only BEFORE INSERT ON drafts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
+  OR NEW.seq > 0
+  OR NEW.state <> 'pending'
+  OR (NEW.context_tags <> '[]'
+      AND EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text'))
 BEGIN
-    SELECT RAISE(IGNORE);
-END;
-
--- A seq that is left out is -1 here. One that is given could replace another draft, or be the
--- last there is and leave no room for the next.
-CREATE TRIGGER drafts_seq_is_given BEFORE INSERT ON drafts
-WHEN NEW.seq > 0
-BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal insert: leave seq to the database');
-END;
-
--- One draft whose tags cannot be read would stand in the way of every list.
-CREATE TRIGGER drafts_tags_are_strings BEFORE INSERT ON drafts
-WHEN NEW.context_tags <> '[]'
- AND EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text')
-BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: leave seq to the database') WHERE NEW.seq > 0;
+    SELECT RAISE(IGNORE) WHERE EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id);
+    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending')
+    WHERE NEW.state <> 'pending';
     SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings');
-END;
-
-CREATE TRIGGER drafts_start_as_pending BEFORE INSERT ON drafts
-WHEN NEW.state <> 'pending'
-BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending');
 END;
 
 CREATE TRIGGER drafts_submitted AFTER INSERT ON drafts
@@ -315,17 +303,14 @@ BEGIN
     DELETE FROM history WHERE draft = OLD.seq;
 END;
 
+-- A text that waits for its draft would stand in the way of that draft's own.
 CREATE TRIGGER draft_texts_are_written_once BEFORE INSERT ON draft_texts
 WHEN EXISTS (SELECT 1 FROM draft_texts WHERE seq = NEW.seq)
+  OR NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq)
 BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a text comes with its draft')
+    WHERE NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq);
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s text is fixed; submit a new draft');
-END;
-
--- A text that waits for its draft would stand in the way of that draft's own.
-CREATE TRIGGER draft_texts_come_with_their_draft BEFORE INSERT ON draft_texts
-WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq)
-BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal insert: a text comes with its draft');
 END;
 
 CREATE TRIGGER draft_texts_are_fixed BEFORE UPDATE ON draft_texts

@@ -2,7 +2,7 @@
 //!
 //! | file | what a draft meets there |
 //! |---|---|
-//! | `intake.rs` | it is submitted |
+//! | `intake.rs` | it is submitted, with others that come at the same time (`group.rs`) |
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
 //! | `news.rs` | it wakes a runner that waits |
@@ -13,6 +13,7 @@
 //! `migrations/0001_drafts.sql`.
 
 pub mod claim;
+mod group;
 pub mod intake;
 pub(crate) mod news;
 pub mod recovery;
@@ -51,6 +52,7 @@ struct Inner {
     database: Database,
     /// Holds the runners' lock files and the bell.
     runners_directory: PathBuf,
+    group: group::Group,
     clock: Clock,
     max_text_bytes: usize,
     max_errors: u32,
@@ -111,6 +113,7 @@ impl StoreOptions {
             inner: Arc::new(Inner {
                 database,
                 runners_directory,
+                group: group::Group::default(),
                 clock: self.clock,
                 max_text_bytes: self.max_text_bytes,
                 max_errors: self.max_errors,

@@ -1,0 +1,108 @@
+//! Group commit: threads of one process that submit at the same time share a transaction.
+//!
+//! Who comes first leads. Who comes while it waits for the disk lays its draft down and waits; the
+//! next leader, one of them, writes for all. Nobody waits for the sake of others: a submit that
+//! is alone commits alone, at once.
+
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::intake::Submission;
+use crate::draft::Draft;
+
+/// Most drafts, and most bytes of their texts, that one leader takes along.
+const MAX_FOLLOWERS: usize = 256;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// The threads of one store that are submitting.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    led: bool,
+    next_ticket: u64,
+    /// Drafts that wait for a leader, first come first.
+    waiting: Vec<(u64, Draft)>,
+    /// What became of those that were taken along; `None` if their leader failed.
+    served: HashMap<u64, Option<Submission>>,
+}
+
+/// What a thread that joins has to do.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// Submit the draft, and those that are waiting.
+    Leader,
+    /// Nothing: another did.
+    Served(Submission),
+}
+
+impl Group {
+    /// Come with a draft; returns when it is durable, or when it is this thread's turn to lead.
+    pub(super) fn join(&self, draft: &Draft) -> Role {
+        let mut state = self.lock();
+        if !state.led {
+            state.led = true;
+            return Role::Leader;
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting.push((ticket, draft.clone()));
+        loop {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            match state.served.remove(&ticket) {
+                Some(Some(submission)) => return Role::Served(submission),
+                // Its leader failed: it leads next, for an error of its own.
+                Some(None) => state.waiting.push((ticket, draft.clone())),
+                None => {}
+            }
+            if !state.led {
+                state.led = true;
+                state.waiting.retain(|(waiting, _)| *waiting != ticket);
+                return Role::Leader;
+            }
+        }
+    }
+
+    /// For the leader: those that wait, to be taken along.
+    pub(super) fn take_waiting(&self) -> Vec<(u64, Draft)> {
+        let mut state = self.lock();
+        let mut bytes = 0;
+        let fitting = state.waiting.iter().take(MAX_FOLLOWERS).take_while(|(_, draft)| {
+            bytes += draft.raw_text().len();
+            bytes <= MAX_BYTES
+        });
+        let fitting = fitting.count();
+        state.waiting.drain(..fitting).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The lead, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Lead<'g>(&'g Group);
+
+impl<'g> Lead<'g> {
+    /// For a thread that was told to lead.
+    pub(super) fn new(group: &'g Group) -> Self {
+        Self(group)
+    }
+
+    /// Tell those that were taken along.
+    pub(super) fn serve(self, served: impl Iterator<Item = (u64, Option<Submission>)>) {
+        self.0.lock().served.extend(served);
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        self.0.lock().led = false;
+        self.0.changed.notify_all();
+    }
+}
