@@ -33,8 +33,10 @@ CREATE TABLE drafts (
         CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
                AND id NOT GLOB '*[^0-9a-f]*'),
     state            TEXT NOT NULL DEFAULT 'pending'
+        -- Here and below CASE, not IN: for a list SQLite builds an index, row by row.
         CONSTRAINT "state is one of the six states"
-        CHECK (state IN ('pending', 'processing', 'accepted', 'skipped', 'failed', 'quarantined')),
+        CHECK (CASE state WHEN 'pending' THEN 1 WHEN 'processing' THEN 1 WHEN 'accepted' THEN 1
+               WHEN 'skipped' THEN 1 WHEN 'failed' THEN 1 WHEN 'quarantined' THEN 1 ELSE 0 END),
     -- A pending draft is not taken before this time; 0: at once.
     due_at           INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "due_at is set for pending drafts only"
@@ -70,8 +72,10 @@ CREATE TABLE drafts (
         CONSTRAINT "text_bytes is a length" CHECK (text_bytes BETWEEN 0 AND 2147483647),
     source_surface   TEXT NOT NULL
         CONSTRAINT "source_surface is a known surface"
-        CHECK (source_surface IN ('directory', 'claude_memory', 'codex_memory', 'mcp', 'cli',
-               'repo_handoff', 'agent_export', 'consensus_quorum', 'copilot_session_store')),
+        CHECK (CASE source_surface WHEN 'directory' THEN 1 WHEN 'claude_memory' THEN 1
+               WHEN 'codex_memory' THEN 1 WHEN 'mcp' THEN 1 WHEN 'cli' THEN 1
+               WHEN 'repo_handoff' THEN 1 WHEN 'agent_export' THEN 1
+               WHEN 'consensus_quorum' THEN 1 WHEN 'copilot_session_store' THEN 1 ELSE 0 END),
     source_agent     TEXT,
     source_project   TEXT,
     operator         TEXT,
@@ -150,8 +154,12 @@ CREATE TABLE history (
     -- requeued    a terminal state to pending, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; nothing was changed
-    event       TEXT NOT NULL CHECK (event IN ('submitted', 'claimed', 'decided', 'deferred',
-                    'released', 'recovered', 'exhausted', 'requeued', 'errored', 'refused')),
+    event       TEXT NOT NULL
+        CONSTRAINT "event is a known event"
+        CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
+               WHEN 'deferred' THEN 1 WHEN 'released' THEN 1 WHEN 'recovered' THEN 1
+               WHEN 'exhausted' THEN 1 WHEN 'requeued' THEN 1 WHEN 'errored' THEN 1
+               WHEN 'refused' THEN 1 ELSE 0 END),
     from_state  TEXT,
     to_state    TEXT NOT NULL,
     at          INTEGER NOT NULL,
@@ -210,8 +218,8 @@ WHEN NEW.seq <> OLD.seq
   OR CASE OLD.state
          WHEN 'processing' THEN OLD.state = NEW.state AND NEW.claim_token IS NOT NULL
                                 AND NEW.claim_token IS NOT OLD.claim_token
-         WHEN 'pending' THEN NEW.state NOT IN ('processing', 'pending')
-         ELSE NEW.state NOT IN ('pending', OLD.state)
+         WHEN 'pending' THEN NEW.state <> 'processing' AND NEW.state <> 'pending'
+         ELSE NEW.state <> 'pending' AND NEW.state <> OLD.state
      END
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft')
