@@ -10,8 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use super::intake::Submission;
 use crate::draft::Draft;
 
-/// Most drafts, and most bytes of their texts, that one leader takes along.
-const MAX_FOLLOWERS: usize = 256;
+/// Most bytes of texts that a leader takes along at once.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// The threads of one store that are submitting.
@@ -67,11 +66,11 @@ impl Group {
         }
     }
 
-    /// For the leader: those that wait, to be taken along.
-    pub(super) fn take_waiting(&self) -> Vec<(u64, Draft)> {
+    /// For the leader: those that wait, at most so many, to be taken along.
+    pub(super) fn take_waiting(&self, most: usize) -> Vec<(u64, Draft)> {
         let mut state = self.lock();
         let mut bytes = 0;
-        let fitting = state.waiting.iter().take(MAX_FOLLOWERS).take_while(|(_, draft)| {
+        let fitting = state.waiting.iter().take(most).take_while(|(_, draft)| {
             bytes += draft.raw_text().len();
             bytes <= MAX_BYTES
         });

@@ -55,11 +55,17 @@ impl DraftStore {
                 let now = self.now_ms();
                 let mut followers = Vec::new();
                 let submissions = self.database().write("submit a draft", |transaction| {
-                    // Who came while this waited for the write lock goes along.
-                    followers = self.inner.group.take_waiting();
-                    let together: Vec<&Draft> =
-                        std::iter::once(draft).chain(followers.iter().map(|it| &it.1)).collect();
-                    insert(transaction, &together, now)
+                    let mut submissions = insert(transaction, &[draft], now)?;
+                    // Who came while this waited for the write lock, or wrote, goes along.
+                    loop {
+                        let come = self.inner.group.take_waiting(MAX_GROUP - submissions.len());
+                        if come.is_empty() {
+                            return Ok(submissions);
+                        }
+                        let drafts: Vec<&Draft> = come.iter().map(|(_, draft)| draft).collect();
+                        submissions.extend(insert(transaction, &drafts, now)?);
+                        followers.extend(come);
+                    }
                 });
                 let tickets = followers.into_iter().map(|(ticket, _)| ticket);
                 match submissions {
@@ -111,6 +117,9 @@ impl DraftStore {
 /// How many rows one INSERT adds: for each statement SQLite notes down the pages that it may have
 /// to undo, and that is dearer than a row.
 const CHUNKS: [usize; 3] = [64, 8, 1];
+
+/// Most drafts that share a commit.
+const MAX_GROUP: usize = 256;
 
 /// Most bytes of text that one INSERT adds, if it is more than one row.
 const MAX_BOUND_BYTES: usize = 1024 * 1024;
