@@ -19,6 +19,7 @@ use r2d2::{ManageConnection, Pool, PooledConnection};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::error::LibrarianError;
 
@@ -127,6 +128,9 @@ impl Database {
             .max_lifetime(None)
             .idle_timeout(None)
             .test_on_check_out(false)
+            // It opens connections, now and then; r2d2's own three threads are most of what
+            // opening a store takes.
+            .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
             .connection_timeout(busy_timeout.max(Duration::from_millis(1)))
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(connector);

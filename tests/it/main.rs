@@ -7,6 +7,7 @@ mod evidence;
 mod fencing;
 mod file_version;
 mod harness;
+mod intake;
 mod lifecycle;
 mod look;
 mod model;

@@ -1,0 +1,89 @@
+//! Drafts that come in at the same time, and many at once.
+
+use std::collections::BTreeMap;
+use std::sync::Barrier;
+
+use draftq::draft::DEFAULT_MAX_TEXT_BYTES;
+use draftq::store::intake::Submission;
+use draftq::{Draft, DraftState, DraftStore, LibrarianError};
+
+use crate::harness::{assert_whole, draft, store};
+
+#[test]
+fn threads_that_submit_together_each_get_their_own_answer() {
+    const THREADS: usize = 8;
+    const EACH: usize = 60;
+    let (directory, _) = store();
+    let path = directory.path().join("drafts.db");
+    // Fewer connections than threads: those that follow need none.
+    let store = DraftStore::options().connections(2).open(&path).unwrap();
+    let start = Barrier::new(THREADS);
+    let answers: Vec<(Draft, Submission)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (store, start) = (&store, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    (0..EACH)
+                        .map(|number| {
+                            // Every third text is one that all the others submit too.
+                            let draft = match number % 3 {
+                                0 => draft(&format!("shared {number}")),
+                                _ => draft(&format!("{thread} {number}")),
+                            };
+                            let submission = store.submit(&draft).unwrap();
+                            (draft, submission)
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut created: BTreeMap<_, usize> = BTreeMap::new();
+    for (draft, submission) in &answers {
+        assert_eq!(submission.id, draft.id());
+        assert_eq!(submission.state, DraftState::Pending);
+        *created.entry(draft.id()).or_default() += usize::from(submission.created);
+    }
+    assert!(created.values().all(|times| *times == 1), "each draft is new just once");
+    let stored = store.list(DraftState::Pending).unwrap();
+    assert_eq!(stored.len(), created.len());
+    assert!(stored.iter().all(|draft| created.contains_key(&draft.id())));
+    assert_whole(&path);
+}
+
+#[test]
+fn many_in_a_call_are_answered_in_order_all_or_none() {
+    let (directory, store) = store();
+    for size in [1, 7, 8, 9, 63, 64, 65, 200] {
+        let mut drafts: Vec<Draft> =
+            (0..size).map(|number| draft(&format!("{size}: {number}"))).collect();
+        // The same one twice in a call, and one that is there already.
+        drafts.push(draft(&format!("{size}: 0")));
+        drafts.push(draft("1: 0"));
+        let submissions = store.submit_many(&drafts).unwrap();
+        let expected: Vec<_> =
+            (0..drafts.len()).map(|index| (drafts[index].id(), index < size)).collect();
+        let answered: Vec<_> = submissions.iter().map(|it| (it.id, it.created)).collect();
+        assert_eq!(answered, expected, "{size}");
+    }
+    let before = store.stats().unwrap().drafts;
+    let bad = [draft("good"), draft("  "), draft("good too")];
+    let error = store.submit_many(&bad).unwrap_err();
+    assert!(matches!(error, LibrarianError::DraftRejected { .. }), "{error:?}");
+    assert_eq!(store.stats().unwrap().drafts, before);
+    assert_whole(&directory.path().join("drafts.db"));
+}
+
+#[test]
+fn long_texts_among_short_ones_keep_their_places() {
+    let (directory, store) = store();
+    let long = "ä".repeat(DEFAULT_MAX_TEXT_BYTES / 2);
+    let mut drafts: Vec<Draft> = (0..70).map(|number| draft(&format!("short {number}"))).collect();
+    drafts.insert(30, draft(&long));
+    drafts.insert(65, draft(&format!("b{}", "ä".repeat(600_000))));
+    store.submit_many(&drafts).unwrap();
+    assert_eq!(store.list(DraftState::Pending).unwrap(), drafts);
+    assert_whole(&directory.path().join("drafts.db"));
+}
