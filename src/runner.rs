@@ -256,10 +256,10 @@ impl Runner {
         let seats = processors.len();
         self.conduct(now, seats, |desk| match processors {
             [] => {}
-            [processor] => desk.work(0, processor),
+            [processor] => desk.work(processor),
             processors => std::thread::scope(|scope| {
-                for (seat, processor) in processors.iter_mut().enumerate() {
-                    scope.spawn(move || desk.within_span(|| desk.work(seat, processor)));
+                for processor in processors {
+                    scope.spawn(move || desk.within_span(|| desk.work(processor)));
                 }
             }),
         })
@@ -267,7 +267,7 @@ impl Runner {
 
     /// One run with one worker, on this thread.
     pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
-        self.conduct(now, 1, |desk| desk.work(0, processor))
+        self.conduct(now, 1, |desk| desk.work(processor))
     }
 
     /// What is the same for every run: the span, recovery, the snapshot, and the end.

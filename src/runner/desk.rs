@@ -28,8 +28,8 @@ const BUSY_TRIES: u32 = 12;
 /// may be woken late.
 const SHARE: Duration = Duration::from_millis(4);
 
-/// When a worker has been at one draft for so long, what was claimed ahead is given back, so that
-/// another runner can take it.
+/// When no worker has come for what was claimed ahead for so long, it is given back, so that another
+/// runner can take it.
 const SLOW: Duration = Duration::from_millis(20);
 
 /// About how much work is claimed at once.
@@ -64,6 +64,8 @@ struct Tray {
     stopped: bool,
     /// Claimed and not begun, in order.
     ahead: VecDeque<Box<Claim>>,
+    /// When a claim was last laid there or taken from there.
+    ahead_moved: Instant,
     settled: Vec<Settled>,
     /// Since when the first of them waits.
     settled_since: Option<Instant>,
@@ -71,8 +73,6 @@ struct Tray {
     workers: usize,
     /// Workers that wait for a claim.
     idle: usize,
-    /// When each seat's worker began what it is at.
-    at_work_since: Vec<Option<Instant>>,
     pace: Pace,
     /// Whether claims were left behind that the store could not be told of.
     abandoned: bool,
@@ -95,11 +95,11 @@ impl<'r> Desk<'r> {
                 left: runner.limit.unwrap_or(usize::MAX),
                 stopped: false,
                 ahead: VecDeque::new(),
+                ahead_moved: Instant::now(),
                 settled: Vec::new(),
                 settled_since: None,
                 workers: seats,
                 idle: 0,
-                at_work_since: vec![None; seats],
                 pace: Pace::default(),
                 abandoned: false,
             }),
@@ -116,17 +116,17 @@ impl<'r> Desk<'r> {
     }
 
     /// A worker: take a claim, ask the processor, lay down the verdict, until nothing is left.
-    pub(super) fn work<P: DraftProcessor + ?Sized>(&self, seat: usize, processor: &mut P) {
+    pub(super) fn work<P: DraftProcessor + ?Sized>(&self, processor: &mut P) {
         // Leaves also when the processor panics: the clerk waits for all to have left.
-        let _leaving = Leaving(self, seat);
-        while let Some(claim) = self.next(seat) {
+        let _leaving = Leaving(self);
+        while let Some(claim) = self.next() {
             let begun = Instant::now();
             let verdict = processor.process_to_outcome(claim.draft());
-            self.settle(seat, Settled { claim, verdict }, begun.elapsed());
+            self.settle(Settled { claim, verdict }, begun.elapsed());
         }
     }
 
-    fn next(&self, seat: usize) -> Option<Box<Claim>> {
+    fn next(&self) -> Option<Box<Claim>> {
         let mut tray = lock(&self.tray);
         loop {
             if tray.stopped || self.runner.cancellation.is_cancelled() {
@@ -142,7 +142,7 @@ impl<'r> Desk<'r> {
                 continue;
             }
             if let Some(claim) = tray.ahead.pop_front() {
-                tray.at_work_since[seat] = Some(Instant::now());
+                tray.ahead_moved = Instant::now();
                 self.begun.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
             }
@@ -156,9 +156,8 @@ impl<'r> Desk<'r> {
         }
     }
 
-    fn settle(&self, seat: usize, settled: Settled, took: Duration) {
+    fn settle(&self, settled: Settled, took: Duration) {
         let mut tray = lock(&self.tray);
-        tray.at_work_since[seat] = None;
         tray.pace.note(took);
         match &settled.verdict {
             Ok(outcome) => {
@@ -191,7 +190,7 @@ impl<'r> Desk<'r> {
                     || ending
                     || tray.settled.len() >= MAX_BATCH
                     || share_until.is_some_and(|until| now >= until));
-            let slow_at = tray.slow_at();
+            let slow_at = tray.slow_at(now);
             let releases = !tray.ahead.is_empty()
                 && (ending || holding || slow_at.is_some_and(|slow| now >= slow));
             if awaited && !claims {
@@ -253,6 +252,7 @@ impl<'r> Desk<'r> {
         if want > 0 {
             tray.snapshot.pass(&claimed);
             tray.left -= claimed.len().min(tray.left);
+            tray.ahead_moved = Instant::now();
             for (_, claimed) in claimed {
                 match claimed {
                     Claimed::Draft(claim) => tray.ahead.push_back(claim),
@@ -368,25 +368,21 @@ impl Tray {
         self.left == 0 || self.snapshot.is_used_up()
     }
 
-    /// When the worker that has been longest at its draft will have been at it for too long, if
-    /// anything was claimed ahead.
-    fn slow_at(&self) -> Option<Instant> {
-        if self.ahead.is_empty() {
-            return None;
-        }
-        self.at_work_since.iter().flatten().min().map(|since| *since + SLOW)
+    /// When what was claimed ahead, if anything, will have lain there for too long.
+    fn slow_at(&self, now: Instant) -> Option<Instant> {
+        // A worker that waits has been told, and is on its way.
+        let since = if self.idle > 0 { now } else { self.ahead_moved };
+        (!self.ahead.is_empty()).then(|| since + SLOW)
     }
 }
 
 /// A worker's leave, however it comes.
-struct Leaving<'d, 'r>(&'d Desk<'r>, usize);
+struct Leaving<'d, 'r>(&'d Desk<'r>);
 
 impl Drop for Leaving<'_, '_> {
     fn drop(&mut self) {
-        let Self(desk, seat) = self;
-        let mut tray = lock(&desk.tray);
-        tray.workers -= 1;
-        tray.at_work_since[*seat] = None;
+        let Self(desk) = self;
+        lock(&desk.tray).workers -= 1;
         desk.orders.notify_one();
     }
 }

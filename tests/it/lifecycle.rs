@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::clock::{Clock, from_unix_ms};
@@ -288,6 +288,35 @@ fn workers_share_one_limit_and_no_draft() {
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     // First in, first out: the first 70 it was.
     assert!(seen.keys().all(|text| text.parse::<usize>().unwrap() < 70));
+}
+
+#[test]
+fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
+    let bench = bench();
+    let texts: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    bench.submit(&texts);
+    let left = Arc::new((Mutex::new(texts.len() - 1), Condvar::new()));
+    let judge = || {
+        let left = Arc::clone(&left);
+        Judge(move |draft: &Draft| {
+            let (number, changed) = &*left;
+            let mut number = number.lock().unwrap();
+            if draft.raw_text() == "7" {
+                // It takes as long as all the others.
+                let limit = Duration::from_secs(20);
+                let (number, _) = changed.wait_timeout_while(number, limit, |it| *it > 0).unwrap();
+                assert_eq!(*number, 0, "drafts that nobody has looked at");
+            } else {
+                *number -= 1;
+                changed.notify_all();
+            }
+            accept(draft)
+        })
+    };
+    let mut judges = [judge(), judge(), judge()];
+    let summary = bench.runner().run(&mut judges, bench.clock.now()).into_result().unwrap();
+    assert_eq!((summary.claimed, summary.accepted), (300, 300));
 }
 
 #[test]
