@@ -216,8 +216,14 @@ impl<'r> Desk<'r> {
     ) -> MutexGuard<'t, Tray> {
         let settled = std::mem::take(&mut tray.settled);
         tray.settled_since = None;
-        let released: Vec<Box<Claim>> =
-            if releases { tray.ahead.drain(..).collect() } else { Vec::new() };
+        let mut released: Vec<Box<Claim>> = Vec::new();
+        if releases {
+            released.extend(tray.ahead.drain(..));
+            // Before the trip: a worker that comes meanwhile must not take the run for done.
+            tray.left = tray.left.saturating_add(released.len());
+            tray.snapshot.take_back(&released);
+            tray.pace.slow_down();
+        }
         let want =
             if claims { (tray.pace.batch() * tray.idle).min(MAX_BATCH).min(tray.left) } else { 0 };
         let snapshot = tray.snapshot.clone();
@@ -244,11 +250,6 @@ impl<'r> Desk<'r> {
         }
 
         let mut tray = lock(&self.tray);
-        if !released.is_empty() {
-            tray.left = tray.left.saturating_add(released.len());
-            tray.snapshot.take_back(&released);
-            tray.pace.slow_down();
-        }
         if want > 0 {
             tray.snapshot.pass(&claimed);
             tray.left -= claimed.len().min(tray.left);

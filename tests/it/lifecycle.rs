@@ -320,6 +320,34 @@ fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
 }
 
 #[test]
+fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
+    let bench = bench();
+    let texts: Vec<String> = (0..60).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    bench.submit(&texts);
+    // One draft takes so long that those claimed ahead are given back; and that lasts, because
+    // another writer has the database until after the draft is done.
+    let mut judge = Judge(|draft: &Draft| {
+        if draft.raw_text() == "30" {
+            // First the moves of those before it are stored.
+            std::thread::sleep(Duration::from_millis(10));
+            let writer = rusqlite::Connection::open(bench.store.path()).unwrap();
+            writer.busy_timeout(Duration::from_secs(20)).unwrap();
+            writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                writer.execute_batch("COMMIT").unwrap();
+            });
+        }
+        accept(draft)
+    });
+    let summary = bench.run(&mut judge);
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (60, 60, 60));
+    assert_eq!(summary.claim_misses, 0);
+}
+
+#[test]
 fn what_comes_in_during_a_run_is_left_for_the_next() {
     let bench = bench();
     bench.submit(&["a", "b"]);
