@@ -347,20 +347,9 @@ impl Runner {
         }
     }
 
-    /// Wait for as long as a processor asked the runner to hold. Returns whether to go on.
-    fn wait_for_hold(&self) -> bool {
-        loop {
-            let hold_until = *lock(&self.hold_until);
-            match hold_until.filter(|until| *until > Instant::now()) {
-                None => return !self.cancellation.is_cancelled(),
-                Some(until) if self.cancellation.wait_until(until) => return false,
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn is_holding(&self) -> bool {
-        lock(&self.hold_until).is_some_and(|until| until > Instant::now())
+    /// Until when a processor asked the runner to hold, if that is still to come.
+    fn held_until(&self) -> Option<Instant> {
+        lock(&self.hold_until).filter(|until| *until > Instant::now())
     }
 
     fn hold_for(&self, hold: Duration) {

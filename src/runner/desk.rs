@@ -32,6 +32,9 @@ const SHARE: Duration = Duration::from_millis(4);
 /// runner can take it.
 const SLOW: Duration = Duration::from_millis(20);
 
+/// How often a worker that holds looks whether the run was ended meanwhile.
+const HOLD_LOOK: Duration = Duration::from_millis(100);
+
 /// About how much work is claimed at once.
 const BATCH_WORK: Duration = Duration::from_millis(5);
 
@@ -132,12 +135,14 @@ impl<'r> Desk<'r> {
             if tray.stopped || self.runner.cancellation.is_cancelled() {
                 return None;
             }
-            if self.runner.is_holding() {
+            if tray.ahead.is_empty() && tray.is_done() {
+                return None;
+            }
+            if let Some(until) = self.runner.held_until() {
                 self.orders.notify_one();
                 drop(tray);
-                if !self.runner.wait_for_hold() {
-                    return None;
-                }
+                // Not to its end at once: an error may end the run before.
+                let _ = self.runner.cancellation.wait_until(until.min(Instant::now() + HOLD_LOOK));
                 tray = lock(&self.tray);
                 continue;
             }
@@ -145,9 +150,6 @@ impl<'r> Desk<'r> {
                 tray.ahead_moved = Instant::now();
                 self.begun.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
-            }
-            if tray.is_done() {
-                return None;
             }
             tray.idle += 1;
             self.orders.notify_one();
@@ -181,7 +183,7 @@ impl<'r> Desk<'r> {
             let now = Instant::now();
             let over = tray.workers == 0;
             let ending = over || tray.stopped || self.runner.cancellation.is_cancelled();
-            let holding = self.runner.is_holding();
+            let holding = self.runner.held_until().is_some();
             let awaited = tray.idle > 0 && tray.ahead.is_empty();
             let claims = awaited && !ending && !holding && !tray.is_done();
             let share_until = tray.settled_since.map(|since| since + SHARE);

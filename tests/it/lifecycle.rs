@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::clock::{Clock, from_unix_ms};
@@ -257,6 +257,50 @@ fn a_cancelled_hold_ends_the_run() {
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
     assert_eq!(summary.claim_misses, 0);
     assert_eq!(bench.store.list(DraftState::Processing).unwrap(), []);
+}
+
+/// A hold that no test waits out.
+const LONG_HOLD: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_hold_is_not_waited_for_when_nothing_is_left() {
+    let bench = bench();
+    bench.submit(&["1", "2"]);
+    let mut judge = Judge(|_: &Draft| {
+        let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+        Ok(outcome.with_hold(LONG_HOLD))
+    });
+    let begun = Instant::now();
+    let runner = bench.runner().limit(1);
+    let summary = runner.run_one(&mut judge, bench.clock.now()).into_result().unwrap();
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
+    assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn an_error_ends_a_run_in_which_another_worker_holds() {
+    let bench = bench();
+    bench.submit(&["holds", "errs", "pending"]);
+    let both = Arc::new(Barrier::new(2));
+    let judge = || {
+        let both = Arc::clone(&both);
+        Judge(move |draft: &Draft| {
+            both.wait();
+            if draft.raw_text() == "holds" {
+                let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+                return Ok(outcome.with_hold(LONG_HOLD));
+            }
+            // The other is holding by then; if it is not, this shows nothing.
+            std::thread::sleep(Duration::from_millis(50));
+            err(draft)
+        })
+    };
+    let begun = Instant::now();
+    let runner = bench.runner().stop_at_error(true);
+    let report = runner.run(&mut [judge(), judge()], bench.clock.now());
+    assert!(report.stopped_by.is_some());
+    assert_eq!((report.summary.accepted, report.summary.errors), (1, 1));
+    assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
 }
 
 #[test]
