@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{Dispatch, Span, dispatcher};
@@ -178,6 +179,7 @@ impl<'r> Desk<'r> {
 
     /// The clerk: carry between desk and store until all workers have left.
     pub(super) fn serve(&self) {
+        let _leaving = ClerkLeaving(self);
         let mut tray = lock(&self.tray);
         loop {
             let now = Instant::now();
@@ -385,8 +387,23 @@ struct Leaving<'d, 'r>(&'d Desk<'r>);
 impl Drop for Leaving<'_, '_> {
     fn drop(&mut self) {
         let Self(desk) = self;
-        lock(&desk.tray).workers -= 1;
+        let mut tray = lock(&desk.tray);
+        tray.workers -= 1;
+        // The others finish what they have in hand; the panic is not to wait for the whole queue.
+        tray.stopped |= thread::panicking();
         desk.orders.notify_one();
+    }
+}
+
+/// The clerk's leave. If it is by a panic (of an observer or a log's subscriber), the workers must
+/// not wait for it.
+struct ClerkLeaving<'d, 'r>(&'d Desk<'r>);
+
+impl Drop for ClerkLeaving<'_, '_> {
+    fn drop(&mut self) {
+        let Self(desk) = self;
+        lock(&desk.tray).stopped |= thread::panicking();
+        desk.claims_in.notify_all();
     }
 }
 

@@ -2,6 +2,7 @@
 //! limits, workers, cancellation.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -301,6 +302,49 @@ fn an_error_ends_a_run_in_which_another_worker_holds() {
     assert!(report.stopped_by.is_some());
     assert_eq!((report.summary.accepted, report.summary.errors), (1, 1));
     assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
+    let bench = bench();
+    let texts: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let drafts = bench.submit(&texts);
+    let judge = || {
+        Judge(|draft: &Draft| {
+            assert_ne!(draft.raw_text(), "20", "the processor's own fault");
+            std::thread::sleep(Duration::from_micros(200));
+            accept(draft)
+        })
+    };
+    let runner = bench.runner();
+    for workers in [1, 3] {
+        let mut judges: Vec<_> = (0..workers).map(|_| judge()).collect();
+        let run = || runner.run(&mut judges, bench.clock.now());
+        std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        let in_hand = bench.store.list(DraftState::Processing).unwrap();
+        assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
+        assert!(!bench.store.list(DraftState::Pending).unwrap().is_empty());
+        // Not by age: no time has passed.
+        let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(recovery.to_pending.len(), 1);
+        bench.pass(Duration::from_secs(3600));
+    }
+    assert!(runner.run_one(&mut Judge(accept), bench.clock.now()).stopped_by.is_none());
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 500);
+}
+
+#[test]
+fn a_panic_of_the_observer_ends_the_run() {
+    let bench = bench();
+    bench.submit(&["1", "2", "3"]);
+    let runner = bench.runner().observer(|summary| assert_eq!(summary.done(), 0));
+    let mut judges = [Judge(accept), Judge(accept)];
+    let run = || runner.run(&mut judges, bench.clock.now());
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    // What was claimed goes back, and the rest is still there.
+    bench.run(&mut Judge(accept));
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 3);
 }
 
 #[test]
