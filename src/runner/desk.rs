@@ -290,16 +290,16 @@ impl<'r> Desk<'r> {
     /// Tell of a draft that is durably where it belongs, or whose claim was lost.
     fn report(&self, Settled { claim, verdict }: Settled, held: bool) {
         let id = claim.draft().id();
-        if !held {
-            tracing::warn!(
-                target: "mimir.librarian.lost_claim",
-                draft_id = %id,
-                "claim was lost; its late result changed nothing"
-            );
-            return self.progress(|summary| summary.lost_claims += 1);
-        }
-        match verdict {
-            Ok(outcome) => self.report_outcome(id, &outcome),
+        match &verdict {
+            _ if !held => {
+                tracing::warn!(
+                    target: "mimir.librarian.lost_claim",
+                    draft_id = %id,
+                    "claim was lost; its late result changed nothing"
+                );
+                self.progress(|summary| summary.lost_claims += 1);
+            }
+            Ok(outcome) => self.report_outcome(id, outcome),
             Err(error) => {
                 tracing::warn!(
                     target: "mimir.librarian.draft_error",
@@ -308,10 +308,12 @@ impl<'r> Desk<'r> {
                     "processor came to no decision"
                 );
                 self.progress(|summary| summary.errors += 1);
-                if self.runner.stop_at_error {
-                    self.stopped_by(error);
-                }
             }
+        }
+        if let Err(error) = verdict
+            && self.runner.stop_at_error
+        {
+            self.stopped_by(error);
         }
     }
 

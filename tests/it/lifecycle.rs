@@ -348,6 +348,25 @@ fn a_panic_of_the_observer_ends_the_run() {
 }
 
 #[test]
+fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
+    let bench = bench();
+    let drafts = bench.submit(&["taken away", "pending"]);
+    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+    let mut judge = Judge(|draft: &Draft| {
+        // An operator puts it back by hand.
+        let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                       owner = NULL WHERE id = ?1";
+        outside.execute(sql, [draft.id().to_hex()]).unwrap();
+        err(draft)
+    });
+    let runner = bench.runner().stop_at_error(true);
+    let report = runner.run_one(&mut judge, bench.clock.now());
+    assert_eq!((report.summary.lost_claims, report.summary.errors), (1, 0));
+    assert!(matches!(report.stopped_by, Some(LibrarianError::LlmInvocationFailed { .. })));
+    assert_eq!(bench.state(&drafts[0]), DraftState::Pending);
+}
+
+#[test]
 fn workers_share_one_limit_and_no_draft() {
     let bench = bench();
     let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
