@@ -234,7 +234,7 @@ impl Runner {
     }
 
     /// Be told how far the run is: when it knows what is pending, and after each draft. Called
-    /// by the workers, one at a time; a slow observer slows them.
+    /// on threads of the run, one at a time; a slow observer slows it.
     #[must_use]
     pub fn observer(self, observer: impl Fn(&DraftRunSummary) + Send + Sync + 'static) -> Self {
         Self { observer: Some(Box::new(observer)), ..self }
@@ -248,6 +248,11 @@ impl Runner {
     /// While a processor takes less than a few milliseconds, drafts are claimed some ahead, and
     /// the moves of several drafts share a commit; none waits for longer than 5 ms, and none is
     /// reported before it is durable. What a crash takes with it is processed again.
+    ///
+    /// # Panics
+    ///
+    /// If a processor or the observer does. The drafts in the other workers' hands are finished
+    /// first; the one that was in hand goes back at the next run, its panic counted as an error.
     pub fn run<P: DraftProcessor + Send>(
         &self,
         processors: &mut [P],
@@ -256,18 +261,22 @@ impl Runner {
         let seats = processors.len();
         self.conduct(now, seats, |desk| match processors {
             [] => {}
-            [processor] => desk.work(0, processor),
+            [processor] => desk.work(processor),
             processors => std::thread::scope(|scope| {
-                for (seat, processor) in processors.iter_mut().enumerate() {
-                    scope.spawn(move || desk.within_span(|| desk.work(seat, processor)));
+                for processor in processors {
+                    scope.spawn(move || desk.within_span(|| desk.work(processor)));
                 }
             }),
         })
     }
 
-    /// One run with one worker, on this thread.
+    /// One run with one worker, on this thread; otherwise as [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
     pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
-        self.conduct(now, 1, |desk| desk.work(0, processor))
+        self.conduct(now, 1, |desk| desk.work(processor))
     }
 
     /// What is the same for every run: the span, recovery, the snapshot, and the end.
@@ -296,6 +305,7 @@ impl Runner {
                 match snapshot.is_used_up() || seats == 0 {
                     true => RunReport { summary, stopped_by: None },
                     false => {
+                        let _abandoning = Abandoning(self);
                         let desk = Desk::new(self, &span, snapshot, summary, seats);
                         std::thread::scope(|scope| {
                             scope.spawn(|| desk.within_span(|| desk.serve()));
@@ -347,26 +357,26 @@ impl Runner {
         }
     }
 
-    /// Wait for as long as a processor asked the runner to hold. Returns whether to go on.
-    fn wait_for_hold(&self) -> bool {
-        loop {
-            let hold_until = *lock(&self.hold_until);
-            match hold_until.filter(|until| *until > Instant::now()) {
-                None => return !self.cancellation.is_cancelled(),
-                Some(until) if self.cancellation.wait_until(until) => return false,
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn is_holding(&self) -> bool {
-        lock(&self.hold_until).is_some_and(|until| until > Instant::now())
+    /// Until when a processor asked the runner to hold, if that is still to come.
+    fn held_until(&self) -> Option<Instant> {
+        lock(&self.hold_until).filter(|until| *until > Instant::now())
     }
 
     fn hold_for(&self, hold: Duration) {
         let until = Instant::now().checked_add(hold.min(MAX_DELAY));
         let mut hold_until = lock(&self.hold_until);
         *hold_until = (*hold_until).max(until);
+    }
+}
+
+/// A panic in a run leaves claims behind, and its caller may catch it and keep the runner.
+struct Abandoning<'r>(&'r Runner);
+
+impl Drop for Abandoning<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.forget_registration();
+        }
     }
 }
 

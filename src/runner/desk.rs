@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{Dispatch, Span, dispatcher};
@@ -28,9 +29,12 @@ const BUSY_TRIES: u32 = 12;
 /// may be woken late.
 const SHARE: Duration = Duration::from_millis(4);
 
-/// When a worker has been at one draft for so long, what was claimed ahead is given back, so that
-/// another runner can take it.
+/// When no worker has come for what was claimed ahead for so long, it is given back, so that another
+/// runner can take it.
 const SLOW: Duration = Duration::from_millis(20);
+
+/// How often a worker that holds looks whether the run was ended meanwhile.
+const HOLD_LOOK: Duration = Duration::from_millis(100);
 
 /// About how much work is claimed at once.
 const BATCH_WORK: Duration = Duration::from_millis(5);
@@ -64,6 +68,8 @@ struct Tray {
     stopped: bool,
     /// Claimed and not begun, in order.
     ahead: VecDeque<Box<Claim>>,
+    /// When a claim was last laid there or taken from there.
+    ahead_moved: Instant,
     settled: Vec<Settled>,
     /// Since when the first of them waits.
     settled_since: Option<Instant>,
@@ -71,8 +77,6 @@ struct Tray {
     workers: usize,
     /// Workers that wait for a claim.
     idle: usize,
-    /// When each seat's worker began what it is at.
-    at_work_since: Vec<Option<Instant>>,
     pace: Pace,
     /// Whether claims were left behind that the store could not be told of.
     abandoned: bool,
@@ -95,11 +99,11 @@ impl<'r> Desk<'r> {
                 left: runner.limit.unwrap_or(usize::MAX),
                 stopped: false,
                 ahead: VecDeque::new(),
+                ahead_moved: Instant::now(),
                 settled: Vec::new(),
                 settled_since: None,
                 workers: seats,
                 idle: 0,
-                at_work_since: vec![None; seats],
                 pace: Pace::default(),
                 abandoned: false,
             }),
@@ -116,38 +120,37 @@ impl<'r> Desk<'r> {
     }
 
     /// A worker: take a claim, ask the processor, lay down the verdict, until nothing is left.
-    pub(super) fn work<P: DraftProcessor + ?Sized>(&self, seat: usize, processor: &mut P) {
+    pub(super) fn work<P: DraftProcessor + ?Sized>(&self, processor: &mut P) {
         // Leaves also when the processor panics: the clerk waits for all to have left.
-        let _leaving = Leaving(self, seat);
-        while let Some(claim) = self.next(seat) {
+        let _leaving = Leaving(self);
+        while let Some(claim) = self.next() {
             let begun = Instant::now();
             let verdict = processor.process_to_outcome(claim.draft());
-            self.settle(seat, Settled { claim, verdict }, begun.elapsed());
+            self.settle(Settled { claim, verdict }, begun.elapsed());
         }
     }
 
-    fn next(&self, seat: usize) -> Option<Box<Claim>> {
+    fn next(&self) -> Option<Box<Claim>> {
         let mut tray = lock(&self.tray);
         loop {
             if tray.stopped || self.runner.cancellation.is_cancelled() {
                 return None;
             }
-            if self.runner.is_holding() {
+            if tray.ahead.is_empty() && tray.is_done() {
+                return None;
+            }
+            if let Some(until) = self.runner.held_until() {
                 self.orders.notify_one();
                 drop(tray);
-                if !self.runner.wait_for_hold() {
-                    return None;
-                }
+                // Not to its end at once: an error may end the run before.
+                let _ = self.runner.cancellation.wait_until(until.min(Instant::now() + HOLD_LOOK));
                 tray = lock(&self.tray);
                 continue;
             }
             if let Some(claim) = tray.ahead.pop_front() {
-                tray.at_work_since[seat] = Some(Instant::now());
+                tray.ahead_moved = Instant::now();
                 self.begun.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
-            }
-            if tray.is_done() {
-                return None;
             }
             tray.idle += 1;
             self.orders.notify_one();
@@ -156,9 +159,8 @@ impl<'r> Desk<'r> {
         }
     }
 
-    fn settle(&self, seat: usize, settled: Settled, took: Duration) {
+    fn settle(&self, settled: Settled, took: Duration) {
         let mut tray = lock(&self.tray);
-        tray.at_work_since[seat] = None;
         tray.pace.note(took);
         match &settled.verdict {
             Ok(outcome) => {
@@ -177,12 +179,13 @@ impl<'r> Desk<'r> {
 
     /// The clerk: carry between desk and store until all workers have left.
     pub(super) fn serve(&self) {
+        let _leaving = ClerkLeaving(self);
         let mut tray = lock(&self.tray);
         loop {
             let now = Instant::now();
             let over = tray.workers == 0;
             let ending = over || tray.stopped || self.runner.cancellation.is_cancelled();
-            let holding = self.runner.is_holding();
+            let holding = self.runner.held_until().is_some();
             let awaited = tray.idle > 0 && tray.ahead.is_empty();
             let claims = awaited && !ending && !holding && !tray.is_done();
             let share_until = tray.settled_since.map(|since| since + SHARE);
@@ -191,7 +194,7 @@ impl<'r> Desk<'r> {
                     || ending
                     || tray.settled.len() >= MAX_BATCH
                     || share_until.is_some_and(|until| now >= until));
-            let slow_at = tray.slow_at();
+            let slow_at = tray.slow_at(now);
             let releases = !tray.ahead.is_empty()
                 && (ending || holding || slow_at.is_some_and(|slow| now >= slow));
             if awaited && !claims {
@@ -217,8 +220,14 @@ impl<'r> Desk<'r> {
     ) -> MutexGuard<'t, Tray> {
         let settled = std::mem::take(&mut tray.settled);
         tray.settled_since = None;
-        let released: Vec<Box<Claim>> =
-            if releases { tray.ahead.drain(..).collect() } else { Vec::new() };
+        let mut released: Vec<Box<Claim>> = Vec::new();
+        if releases {
+            released.extend(tray.ahead.drain(..));
+            // Before the trip: a worker that comes meanwhile must not take the run for done.
+            tray.left = tray.left.saturating_add(released.len());
+            tray.snapshot.take_back(&released);
+            tray.pace.slow_down();
+        }
         let want =
             if claims { (tray.pace.batch() * tray.idle).min(MAX_BATCH).min(tray.left) } else { 0 };
         let snapshot = tray.snapshot.clone();
@@ -245,14 +254,10 @@ impl<'r> Desk<'r> {
         }
 
         let mut tray = lock(&self.tray);
-        if !released.is_empty() {
-            tray.left = tray.left.saturating_add(released.len());
-            tray.snapshot.take_back(&released);
-            tray.pace.slow_down();
-        }
         if want > 0 {
             tray.snapshot.pass(&claimed);
             tray.left -= claimed.len().min(tray.left);
+            tray.ahead_moved = Instant::now();
             for (_, claimed) in claimed {
                 match claimed {
                     Claimed::Draft(claim) => tray.ahead.push_back(claim),
@@ -285,16 +290,16 @@ impl<'r> Desk<'r> {
     /// Tell of a draft that is durably where it belongs, or whose claim was lost.
     fn report(&self, Settled { claim, verdict }: Settled, held: bool) {
         let id = claim.draft().id();
-        if !held {
-            tracing::warn!(
-                target: "mimir.librarian.lost_claim",
-                draft_id = %id,
-                "claim was lost; its late result changed nothing"
-            );
-            return self.progress(|summary| summary.lost_claims += 1);
-        }
-        match verdict {
-            Ok(outcome) => self.report_outcome(id, &outcome),
+        match &verdict {
+            _ if !held => {
+                tracing::warn!(
+                    target: "mimir.librarian.lost_claim",
+                    draft_id = %id,
+                    "claim was lost; its late result changed nothing"
+                );
+                self.progress(|summary| summary.lost_claims += 1);
+            }
+            Ok(outcome) => self.report_outcome(id, outcome),
             Err(error) => {
                 tracing::warn!(
                     target: "mimir.librarian.draft_error",
@@ -303,10 +308,12 @@ impl<'r> Desk<'r> {
                     "processor came to no decision"
                 );
                 self.progress(|summary| summary.errors += 1);
-                if self.runner.stop_at_error {
-                    self.stopped_by(error);
-                }
             }
+        }
+        if let Err(error) = verdict
+            && self.runner.stop_at_error
+        {
+            self.stopped_by(error);
         }
     }
 
@@ -368,26 +375,37 @@ impl Tray {
         self.left == 0 || self.snapshot.is_used_up()
     }
 
-    /// When the worker that has been longest at its draft will have been at it for too long, if
-    /// anything was claimed ahead.
-    fn slow_at(&self) -> Option<Instant> {
-        if self.ahead.is_empty() {
-            return None;
-        }
-        self.at_work_since.iter().flatten().min().map(|since| *since + SLOW)
+    /// When what was claimed ahead, if anything, will have lain there for too long.
+    fn slow_at(&self, now: Instant) -> Option<Instant> {
+        // A worker that waits has been told, and is on its way.
+        let since = if self.idle > 0 { now } else { self.ahead_moved };
+        (!self.ahead.is_empty()).then(|| since + SLOW)
     }
 }
 
 /// A worker's leave, however it comes.
-struct Leaving<'d, 'r>(&'d Desk<'r>, usize);
+struct Leaving<'d, 'r>(&'d Desk<'r>);
 
 impl Drop for Leaving<'_, '_> {
     fn drop(&mut self) {
-        let Self(desk, seat) = self;
+        let Self(desk) = self;
         let mut tray = lock(&desk.tray);
         tray.workers -= 1;
-        tray.at_work_since[*seat] = None;
+        // The others finish what they have in hand; the panic is not to wait for the whole queue.
+        tray.stopped |= thread::panicking();
         desk.orders.notify_one();
+    }
+}
+
+/// The clerk's leave. If it is by a panic (of an observer or a log's subscriber), the workers must
+/// not wait for it.
+struct ClerkLeaving<'d, 'r>(&'d Desk<'r>);
+
+impl Drop for ClerkLeaving<'_, '_> {
+    fn drop(&mut self) {
+        let Self(desk) = self;
+        lock(&desk.tray).stopped |= thread::panicking();
+        desk.claims_in.notify_all();
     }
 }
 

@@ -2,8 +2,9 @@
 //! limits, workers, cancellation.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::clock::{Clock, from_unix_ms};
@@ -259,6 +260,112 @@ fn a_cancelled_hold_ends_the_run() {
     assert_eq!(bench.store.list(DraftState::Processing).unwrap(), []);
 }
 
+/// A hold that no test waits out.
+const LONG_HOLD: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_hold_is_not_waited_for_when_nothing_is_left() {
+    let bench = bench();
+    bench.submit(&["1", "2"]);
+    let mut judge = Judge(|_: &Draft| {
+        let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+        Ok(outcome.with_hold(LONG_HOLD))
+    });
+    let begun = Instant::now();
+    let runner = bench.runner().limit(1);
+    let summary = runner.run_one(&mut judge, bench.clock.now()).into_result().unwrap();
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
+    assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn an_error_ends_a_run_in_which_another_worker_holds() {
+    let bench = bench();
+    bench.submit(&["holds", "errs", "pending"]);
+    let both = Arc::new(Barrier::new(2));
+    let judge = || {
+        let both = Arc::clone(&both);
+        Judge(move |draft: &Draft| {
+            both.wait();
+            if draft.raw_text() == "holds" {
+                let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+                return Ok(outcome.with_hold(LONG_HOLD));
+            }
+            // The other is holding by then; if it is not, this shows nothing.
+            std::thread::sleep(Duration::from_millis(50));
+            err(draft)
+        })
+    };
+    let begun = Instant::now();
+    let runner = bench.runner().stop_at_error(true);
+    let report = runner.run(&mut [judge(), judge()], bench.clock.now());
+    assert!(report.stopped_by.is_some());
+    assert_eq!((report.summary.accepted, report.summary.errors), (1, 1));
+    assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
+    let bench = bench();
+    let texts: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let drafts = bench.submit(&texts);
+    let judge = || {
+        Judge(|draft: &Draft| {
+            assert_ne!(draft.raw_text(), "20", "the processor's own fault");
+            std::thread::sleep(Duration::from_micros(200));
+            accept(draft)
+        })
+    };
+    let runner = bench.runner();
+    for workers in [1, 3] {
+        let mut judges: Vec<_> = (0..workers).map(|_| judge()).collect();
+        let run = || runner.run(&mut judges, bench.clock.now());
+        std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        let in_hand = bench.store.list(DraftState::Processing).unwrap();
+        assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
+        assert!(!bench.store.list(DraftState::Pending).unwrap().is_empty());
+        // Not by age: no time has passed.
+        let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(recovery.to_pending.len(), 1);
+        bench.pass(Duration::from_secs(3600));
+    }
+    assert!(runner.run_one(&mut Judge(accept), bench.clock.now()).stopped_by.is_none());
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 500);
+}
+
+#[test]
+fn a_panic_of_the_observer_ends_the_run() {
+    let bench = bench();
+    bench.submit(&["1", "2", "3"]);
+    let runner = bench.runner().observer(|summary| assert_eq!(summary.done(), 0));
+    let mut judges = [Judge(accept), Judge(accept)];
+    let run = || runner.run(&mut judges, bench.clock.now());
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    // What was claimed goes back, and the rest is still there.
+    bench.run(&mut Judge(accept));
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 3);
+}
+
+#[test]
+fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
+    let bench = bench();
+    let drafts = bench.submit(&["taken away", "pending"]);
+    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+    let mut judge = Judge(|draft: &Draft| {
+        // An operator puts it back by hand.
+        let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                       owner = NULL WHERE id = ?1";
+        outside.execute(sql, [draft.id().to_hex()]).unwrap();
+        err(draft)
+    });
+    let runner = bench.runner().stop_at_error(true);
+    let report = runner.run_one(&mut judge, bench.clock.now());
+    assert_eq!((report.summary.lost_claims, report.summary.errors), (1, 0));
+    assert!(matches!(report.stopped_by, Some(LibrarianError::LlmInvocationFailed { .. })));
+    assert_eq!(bench.state(&drafts[0]), DraftState::Pending);
+}
+
 #[test]
 fn workers_share_one_limit_and_no_draft() {
     let bench = bench();
@@ -288,6 +395,63 @@ fn workers_share_one_limit_and_no_draft() {
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
     // First in, first out: the first 70 it was.
     assert!(seen.keys().all(|text| text.parse::<usize>().unwrap() < 70));
+}
+
+#[test]
+fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
+    let bench = bench();
+    let texts: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    bench.submit(&texts);
+    let left = Arc::new((Mutex::new(texts.len() - 1), Condvar::new()));
+    let judge = || {
+        let left = Arc::clone(&left);
+        Judge(move |draft: &Draft| {
+            let (number, changed) = &*left;
+            let mut number = number.lock().unwrap();
+            if draft.raw_text() == "7" {
+                // It takes as long as all the others.
+                let limit = Duration::from_secs(20);
+                let (number, _) = changed.wait_timeout_while(number, limit, |it| *it > 0).unwrap();
+                assert_eq!(*number, 0, "drafts that nobody has looked at");
+            } else {
+                *number -= 1;
+                changed.notify_all();
+            }
+            accept(draft)
+        })
+    };
+    let mut judges = [judge(), judge(), judge()];
+    let summary = bench.runner().run(&mut judges, bench.clock.now()).into_result().unwrap();
+    assert_eq!((summary.claimed, summary.accepted), (300, 300));
+}
+
+#[test]
+fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
+    let bench = bench();
+    let texts: Vec<String> = (0..60).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    bench.submit(&texts);
+    // One draft takes so long that those claimed ahead are given back; and that lasts, because
+    // another writer has the database until after the draft is done.
+    let mut judge = Judge(|draft: &Draft| {
+        if draft.raw_text() == "30" {
+            // First the moves of those before it are stored.
+            std::thread::sleep(Duration::from_millis(10));
+            let writer = rusqlite::Connection::open(bench.store.path()).unwrap();
+            writer.busy_timeout(Duration::from_secs(20)).unwrap();
+            writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(100));
+                writer.execute_batch("COMMIT").unwrap();
+            });
+        }
+        accept(draft)
+    });
+    let summary = bench.run(&mut judge);
+    assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (60, 60, 60));
+    assert_eq!(summary.claim_misses, 0);
 }
 
 #[test]
