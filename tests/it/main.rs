@@ -18,3 +18,4 @@ mod schema;
 mod submit;
 mod sweep;
 mod telemetry;
+mod watch;
