@@ -14,6 +14,7 @@ mod work;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -165,6 +166,11 @@ fn from_zero<T: FromStr>(text: &str) -> Result<T, String> {
 /// The same for a type that has no zero.
 fn from_one<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "it is to be a whole number from 1 up".to_owned())
+}
+
+/// A wait of so many seconds, or of 136 years: more would be past the end of the clock.
+fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number.min(u32::MAX.into()))
 }
 
 /// `$XDG_DATA_HOME/draftq/drafts.db`, by the XDG Base Directory Specification.

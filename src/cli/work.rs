@@ -24,7 +24,10 @@ use super::failure::{EX_SOFTWARE, Failure, say};
 use super::intake::{Provenance, Staging, SweepSummary};
 use super::progress::RunProgress;
 use super::render::{Output, count, duration};
-use super::{Context, from_one, from_zero, signals};
+use super::{Context, from_one, from_zero, seconds, signals};
+
+/// How long a watch waits after an iteration that failed, for the first time in a row.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// More workers than this are a slip of the hand: each is a thread and a connection.
 const MAX_JOBS: usize = 1024;
@@ -107,7 +110,7 @@ impl Processing {
     /// Let signals end the run in good order.
     fn heed_signals(&self) -> Result<Cancellation, Failure> {
         let cancellation = Cancellation::default();
-        signals::cancel_on_signal(&cancellation, self.grace_secs.map(Duration::from_secs))?;
+        signals::cancel_on_signal(&cancellation, self.grace_secs.map(seconds))?;
         Ok(cancellation)
     }
 }
@@ -252,10 +255,12 @@ impl Watch {
         let runner = self.processing.runner(&store, ready.name, &cancellation);
         let output = context.output_for_scripts();
         let mut waiter = Waiter::new(&store)?;
+        let longest_pause = seconds(self.poll_secs.get());
+        let mut pause = FIRST_PAUSE;
         let mut iterations = self.iterations.map_or(u64::MAX, NonZeroU64::get);
         loop {
             let begun = Instant::now();
-            let next = begun + Duration::from_secs(self.poll_secs.get());
+            let next = begun + seconds(self.poll_secs.get());
             if let Err(error) = waiter.mark() {
                 complain(&error);
             }
@@ -267,6 +272,17 @@ impl Watch {
             iterations -= 1;
             if iterations == 0 {
                 return Ok(ExitCode::SUCCESS);
+            }
+            match &report.stopped_by {
+                None => pause = FIRST_PAUSE,
+                Some(_) => {
+                    // There is work, or the run would not have failed; it will be noticed at once.
+                    pause = pause.min(longest_pause);
+                    if cancellation.wait_until(Instant::now() + pause) {
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                    pause *= 2;
+                }
             }
             let wake = waiter.wait(next, &cancellation).unwrap_or_else(|error| {
                 complain(&error);

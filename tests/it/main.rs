@@ -19,3 +19,4 @@ mod schema;
 mod submit;
 mod sweep;
 mod telemetry;
+mod watch;

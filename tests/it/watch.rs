@@ -1,0 +1,136 @@
+//! `watch`: what wakes it, what it prints, how it ends, and what it does when something is wrong.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::harness::Sandbox;
+
+/// Longer than anything here takes, and shorter than the hour after which it looks by itself.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A running `watch`, and the lines that it prints.
+struct Watch {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Watch {
+    fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("draftq starts");
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
+    }
+
+    /// The next line's summary.
+    #[track_caller]
+    fn summary(&self) -> Value {
+        let line = self.lines.recv_timeout(LIMIT).expect("a line in time");
+        serde_json::from_str::<Value>(&line).unwrap()["summary"].take()
+    }
+
+    fn end(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        assert_eq!(self.lines.iter().collect::<Vec<_>>(), Vec::<String>::new());
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn watch(sandbox: &Sandbox, script: &str) -> Watch {
+    Watch::start(sandbox.command(["watch", "--poll-secs", "3600", "--", "sh", "-c", script]))
+}
+
+#[test]
+fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
+    let sandbox = Sandbox::new();
+    let first = sandbox.submit("before it begins");
+    let watch = watch(&sandbox, "exit 0");
+    assert_eq!(watch.summary()["items"][0]["id"], *first);
+    let second = sandbox.submit("while it waits");
+    assert_eq!(watch.summary()["items"][0]["id"], *second);
+    sandbox.draftq(["requeue", &first]).expect(0);
+    assert_eq!(watch.summary()["items"][0]["id"], *first);
+    // A SQL shell rings no bell.
+    let moved = Connection::open(sandbox.db())
+        .unwrap()
+        .execute("UPDATE drafts SET state = 'pending', decision = NULL WHERE id = ?1", [&second]);
+    assert_eq!(moved, Ok(1));
+    assert_eq!(watch.summary()["items"][0]["id"], *second);
+    watch.end(Signal::TERM);
+}
+
+#[test]
+fn a_delayed_draft_is_processed_when_it_is_due() {
+    let sandbox = Sandbox::new();
+    sandbox.submit("not now");
+    let script = r#"test -e later || { touch later
+        echo '{"decision":"deferred","retry_after_secs":1}'; }"#;
+    let begun = Instant::now();
+    let watch = watch(&sandbox, script);
+    assert_eq!(watch.summary()["deferred"], 1);
+    assert_eq!(watch.summary()["accepted"], 1);
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    watch.end(Signal::INT);
+}
+
+#[test]
+fn looks_are_counted_and_what_did_nothing_is_not_printed() {
+    let sandbox = Sandbox::new();
+    sandbox.submit("one");
+    let options = ["watch", "--iterations", "3", "--poll-secs", "1", "--", "true"];
+    let ran = sandbox.draftq(options);
+    let lines = ran.expect(0).lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0]["processor"], "exec");
+    assert_eq!(lines[0]["summary"]["accepted"], 1);
+}
+
+#[test]
+fn an_error_is_logged_and_not_met_again_at_once() {
+    let sandbox = Sandbox::new();
+    sandbox.submit("due");
+    let script = r#"echo '{"decision":"deferred","retry_after_secs":0.001}'"#;
+    sandbox.draftq(["run", "--", "sh", "-c", script]).expect(70);
+    // As if the disk were full, but only for this one move.
+    Connection::open(sandbox.db())
+        .unwrap()
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE UPDATE OF due_at ON drafts WHEN NEW.due_at = 0
+             BEGIN SELECT RAISE(ABORT, 'no room'); END",
+        )
+        .unwrap();
+    let begun = Instant::now();
+    let ran = sandbox.draftq(["watch", "--iterations", "2", "--poll-secs", "60", "--", "true"]);
+    assert_eq!(ran.expect(0).out(), "");
+    assert_eq!(ran.err().matches("no room; watching on").count(), 2, "{}", ran.err());
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_wait_can_be_as_long_as_one_likes() {
+    let sandbox = Sandbox::new();
+    let most = u64::MAX.to_string();
+    let options = ["watch", "--poll-secs", &most, "--grace-secs", &most, "--defer"];
+    let watch = Watch::start(sandbox.command(options));
+    sandbox.submit("it looks round");
+    assert_eq!(watch.summary()["deferred"], 1);
+    watch.end(Signal::INT);
+}
