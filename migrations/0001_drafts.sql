@@ -83,7 +83,8 @@ CREATE TABLE drafts (
     -- A JSON array of strings.
     context_tags     TEXT NOT NULL DEFAULT '[]'
         CONSTRAINT "context_tags is a JSON array"
-        CHECK (json_valid(context_tags) AND json_type(context_tags) = 'array'),
+        CHECK (context_tags = '[]'
+               OR (json_valid(context_tags) AND json_type(context_tags) = 'array')),
     -- What the processor decided last; NULL while it is being asked.
     decision         TEXT
         CONSTRAINT "decision fits the state"
