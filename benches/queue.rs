@@ -9,14 +9,15 @@
 //! `DRAFTQ_BENCH_ROUNDS` (3), `DRAFTQ_BENCH_DRAFTS` (20000) and `DRAFTQ_BENCH_GROWTH` (100000)
 //! size it.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use draftq::runner::Cancellation;
 use draftq::sweep::{self, SweepOptions, Swept};
+use draftq::watch::Waiter;
 use draftq::{
     Draft, DraftMetadata, DraftProcessingDecision, DraftProcessor, DraftSourceSurface, DraftStore,
     LibrarianError, Runner,
@@ -33,6 +34,7 @@ fn main() -> Outcome<()> {
         match role.as_str() {
             "child-drain" => return child_drain(Path::new(path), rest),
             "child-open" => return child_open(Path::new(path)),
+            "child-watch" => return child_watch(Path::new(path)),
             _ => {}
         }
     }
@@ -413,7 +415,8 @@ impl Bench {
         Ok(())
     }
 
-    /// From a submit in this process to the start of its processing in a waiting one.
+    /// From a submit's return in this process to the call of the processor in a waiting one, and
+    /// what the waiting costs.
     fn wake_up(&mut self) -> Outcome<()> {
         if !self.wants("wake-up") {
             return Ok(());
@@ -421,57 +424,39 @@ impl Bench {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("drafts.db");
         let store = DraftStore::open(&path)?;
-        let mut watch = Command::new(env!("CARGO_BIN_EXE_draftq"))
-            .arg("--db")
+        let mut watch = Command::new(std::env::current_exe()?)
+            .arg("child-watch")
             .arg(&path)
-            .args(["-q", "--json", "watch", "--poll-secs", "3600", "--defer"])
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(watch.stdout.take().ok_or("no output")?).lines();
-        let reader = Connection::open(&path)?;
-        // The first is for the watch to be up.
-        store.submit(&draft_of("first".to_owned()))?;
-        lines.next().ok_or("no line")??;
-        let mut latencies = BTreeSet::new();
-        for number in 0..200 {
+        let mut latencies = Vec::new();
+        for number in 0..201 {
             // A moment in which it falls asleep.
-            std::thread::sleep(Duration::from_millis(3));
-            let begun = Instant::now();
+            std::thread::sleep(Duration::from_millis(5));
             store.submit(&draft_of(format!("draft {number}")))?;
-            let committed = begun.elapsed();
-            lines.next().ok_or("no line")??;
-            // Up to the line that says that it is processed, and durably so: the wake-up, two
-            // commits and the pipe.
-            latencies.insert((begun.elapsed() - committed, number));
+            let submitted = unix_nanos()?;
+            let begun: u128 = lines.next().ok_or("no line")??.parse()?;
+            latencies.push(Duration::from_nanos(u64::try_from(begun.saturating_sub(submitted))?));
         }
-        let at = |part: usize| latencies.iter().nth(latencies.len() * part / 100).map(|it| it.0);
+        // The first is for the watch to be up.
+        latencies.remove(0);
+        latencies.sort();
+        let at = |part: usize| latencies.get(latencies.len() * part / 100).copied();
         let (p50, p99) = (at(50).unwrap_or_default(), at(99).unwrap_or_default());
         self.tell(
-            "from a submit to the watch's line that it is processed, p50 / p99 of 200",
+            "wake-up: from a submit to its processor's start in a waiting process, p50 / p99 of 200",
             &format!("{p50:.2?} / {p99:.2?}"),
         )?;
-        let stamps: i64 = reader.query_row(
-            "SELECT avg(c.at - s.at) FROM history s JOIN history c USING (draft) \
-             WHERE s.event = 'submitted' AND c.event = 'claimed' AND c.seq = \
-                 (SELECT min(seq) FROM history WHERE draft = s.draft AND event = 'claimed')",
-            [],
-            |row| row.get::<_, f64>(0).map(|ms| ms.round() as i64),
-        )?;
-        self.tell(
-            "of which, from the submit's stamp to the claim's, mean",
-            &format!("{stamps} ms"),
-        )?;
-        let idle = Duration::from_secs(10);
+        let idle = Duration::from_secs(30);
         let before = cpu_time(watch.id())?;
         std::thread::sleep(idle);
         let used = cpu_time(watch.id())? - before;
         let percent = used.as_secs_f64() / idle.as_secs_f64() * 100.0;
-        let peak = fs::read_to_string(format!("/proc/{}/status", watch.id()))?;
-        let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?");
-        self.tell(
-            "idle watch over 10 s: CPU, peak memory",
-            &format!("{percent:.3} %, {}", peak.trim()),
-        )?;
+        let status = fs::read_to_string(format!("/proc/{}/status", watch.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?");
+        self.tell("idle watch over 30 s: CPU", &format!("{percent:.3} %"))?;
+        self.tell("its peak memory", peak.trim())?;
         watch.kill()?;
         watch.wait()?;
         Ok(())
@@ -553,6 +538,31 @@ fn drain(store: &DraftStore, limit: usize) -> Outcome<()> {
         return Err(error.into());
     }
     if report.summary.accepted == limit { Ok(()) } else { Err("not all were drained".into()) }
+}
+
+fn unix_nanos() -> Outcome<u128> {
+    Ok(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos())
+}
+
+/// A process of its own that waits for work, and prints when it begins each draft.
+fn child_watch(path: &Path) -> Outcome<()> {
+    struct Stamp;
+    impl DraftProcessor for Stamp {
+        fn process(&mut self, _draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            writeln!(std::io::stdout(), "{}", now.unwrap_or_default().as_nanos())?;
+            Ok(DraftProcessingDecision::Accepted)
+        }
+    }
+    let store = DraftStore::open(path)?;
+    let runner = Runner::new(&store, "bench").keep_items(false);
+    let cancellation = Cancellation::default();
+    let mut waiter = Waiter::new(&store)?;
+    loop {
+        waiter.mark()?;
+        runner.run_one(&mut Stamp, SystemTime::now()).into_result()?;
+        waiter.wait(Instant::now() + Duration::from_secs(3600), &cancellation)?;
+    }
 }
 
 /// A process of its own that drains until nothing is left, and prints how many it had.

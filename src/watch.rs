@@ -4,7 +4,7 @@
 //! after the commit, and inotify tells within some ten microseconds. The **end of a runner**: the
 //! kernel closes its lock file, which inotify tells as well. A **due time**, which is known
 //! beforehand. And a **net** for writers that do not ring, such as a SQL shell: a cheap look at
-//! the end of the history, five times a second.
+//! the end of the history, three times a second.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use crate::store::DraftStore;
 use crate::store::news::BELL;
 
 /// How often to look for those who did not ring, and at whether somebody wants an end.
-const NET_INTERVAL: Duration = Duration::from_millis(200);
+const NET_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How often to ask whether the other runners live.
-const LIVENESS_INTERVAL: Duration = Duration::from_millis(600);
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(900);
 
 /// The kernel tells that a lock file was closed a moment before it frees the lock.
 const LOCK_RELEASE: Duration = Duration::from_millis(2);
