@@ -5,6 +5,7 @@ mod desk;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
@@ -261,10 +262,14 @@ impl Runner {
         let seats = processors.len();
         self.conduct(now, seats, |desk| match processors {
             [] => {}
-            [processor] => desk.work(processor),
-            processors => std::thread::scope(|scope| {
+            [processor] => desk.seat().work(processor),
+            processors => thread::scope(|scope| {
                 for processor in processors {
-                    scope.spawn(move || desk.within_span(|| desk.work(processor)));
+                    let seat = desk.seat();
+                    let work = move || desk.within_span(|| seat.work(processor));
+                    if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
+                        desk.cannot_start(error);
+                    }
                 }
             }),
         })
@@ -276,7 +281,7 @@ impl Runner {
     ///
     /// As [`run`](Self::run).
     pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
-        self.conduct(now, 1, |desk| desk.work(processor))
+        self.conduct(now, 1, |desk| desk.seat().work(processor))
     }
 
     /// What is the same for every run: the span, recovery, the snapshot, and the end.
@@ -307,9 +312,12 @@ impl Runner {
                     false => {
                         let _abandoning = Abandoning(self);
                         let desk = Desk::new(self, &span, snapshot, summary, seats);
-                        std::thread::scope(|scope| {
-                            scope.spawn(|| desk.within_span(|| desk.serve()));
-                            work(&desk);
+                        thread::scope(|scope| {
+                            let serve = || desk.within_span(|| desk.serve());
+                            match thread::Builder::new().spawn_scoped(scope, serve) {
+                                Ok(_) => work(&desk),
+                                Err(error) => desk.cannot_start(error),
+                            }
                         });
                         desk.close()
                     }
@@ -374,7 +382,7 @@ struct Abandoning<'r>(&'r Runner);
 
 impl Drop for Abandoning<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.0.forget_registration();
         }
     }

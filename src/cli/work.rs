@@ -29,7 +29,7 @@ use super::{Context, from_one, from_zero, seconds, signals};
 /// How long a watch waits after an iteration that failed, for the first time in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// More workers than this are a slip of the hand: each is a thread and a connection.
+/// More workers than this are a slip of the hand: each is a thread and a program.
 const MAX_JOBS: usize = 1024;
 
 /// What decides about the drafts, and how the run goes about it.
@@ -97,8 +97,7 @@ impl Processing {
     }
 
     fn store(&self, context: &Context) -> Result<DraftStore, Failure> {
-        let connections = u32::try_from(self.jobs.get()).unwrap_or(u32::MAX).saturating_add(1);
-        context.open(DraftStore::options().max_errors(self.max_errors).connections(connections))
+        context.open(DraftStore::options().max_errors(self.max_errors))
     }
 
     fn runner(&self, store: &DraftStore, name: &str, cancellation: &Cancellation) -> Runner {

@@ -8,6 +8,7 @@
 //! reported only when they are durable.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -119,15 +120,16 @@ impl<'r> Desk<'r> {
         dispatcher::with_default(&self.dispatch, || self.span.in_scope(work))
     }
 
-    /// A worker: take a claim, ask the processor, lay down the verdict, until nothing is left.
-    pub(super) fn work<P: DraftProcessor + ?Sized>(&self, processor: &mut P) {
-        // Leaves also when the processor panics: the clerk waits for all to have left.
-        let _leaving = Leaving(self);
-        while let Some(claim) = self.next() {
-            let begun = Instant::now();
-            let verdict = processor.process_to_outcome(claim.draft());
-            self.settle(Settled { claim, verdict }, begun.elapsed());
-        }
+    /// The seat of one worker. All seats are to be taken: the clerk waits until all are left.
+    pub(super) fn seat(&self) -> Seat<'_, 'r> {
+        Seat(self)
+    }
+
+    /// A thread of the run could not be started: the run ends.
+    pub(super) fn cannot_start(&self, source: io::Error) {
+        let path = self.runner.store.path().to_owned();
+        self.stopped_by(LibrarianError::Io { doing: "start a worker for", path, source });
+        lock(&self.tray).stopped = true;
     }
 
     fn next(&self) -> Option<Box<Claim>> {
@@ -383,10 +385,22 @@ impl Tray {
     }
 }
 
-/// A worker's leave, however it comes.
-struct Leaving<'d, 'r>(&'d Desk<'r>);
+/// A worker's seat. It is left also when the processor panics, or the worker never came.
+pub(super) struct Seat<'d, 'r>(&'d Desk<'r>);
 
-impl Drop for Leaving<'_, '_> {
+impl Seat<'_, '_> {
+    /// Take a claim, ask the processor, lay down the verdict, until nothing is left.
+    pub(super) fn work<P: DraftProcessor + ?Sized>(self, processor: &mut P) {
+        let Self(desk) = &self;
+        while let Some(claim) = desk.next() {
+            let begun = Instant::now();
+            let verdict = processor.process_to_outcome(claim.draft());
+            desk.settle(Settled { claim, verdict }, begun.elapsed());
+        }
+    }
+}
+
+impl Drop for Seat<'_, '_> {
     fn drop(&mut self) {
         let Self(desk) = self;
         let mut tray = lock(&desk.tray);

@@ -12,11 +12,11 @@ use draftq::runner::Cancellation;
 use draftq::store::claim::Claimed;
 use draftq::store::view::DraftQuery;
 use draftq::{
-    DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
-    LibrarianError, Outcome, Runner,
+    DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftRunSummary,
+    DraftState, DraftStore, LibrarianError, Outcome, Runner,
 };
 
-use crate::harness::draft;
+use crate::harness::{draft, seed, setting};
 
 /// A processor that is a function.
 struct Judge<F>(F);
@@ -452,6 +452,82 @@ fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
     let summary = bench.run(&mut judge);
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (60, 60, 60));
     assert_eq!(summary.claim_misses, 0);
+}
+
+/// Runs with whatever jobs, paces, holds, errors, limits and cancellations: the summary adds up,
+/// and the store holds what it says.
+#[test]
+fn the_summary_says_what_the_store_holds() {
+    let seed = seed();
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for round in 0..setting("DRAFTQ_TEST_RUNS", 25) {
+        let bench = bench();
+        let number = random.usize(1..80);
+        let drafts: Vec<Draft> = (0..number).map(|number| draft(&number.to_string())).collect();
+        bench.store.submit_many(&drafts).unwrap();
+
+        let (slow, holding) = (random.u32(0..30), random.bool());
+        let judge = |mut random: fastrand::Rng| {
+            Judge(move |_: &Draft| {
+                if random.u32(0..100) < slow {
+                    std::thread::sleep(Duration::from_millis(random.u64(1..40)));
+                }
+                if random.u32(0..20) == 0 {
+                    return Err(LibrarianError::RetryBudgetExhausted { attempts: 1 });
+                }
+                let decision = *random.choice(&DraftProcessingDecision::ALL).unwrap();
+                let hold = Duration::from_millis(random.u64(1..30));
+                let outcome = Outcome::new(decision);
+                Ok(match holding && random.u32(0..10) == 0 {
+                    true => outcome.with_hold(hold),
+                    false => outcome,
+                })
+            })
+        };
+        let jobs = random.usize(1..5);
+        let mut judges: Vec<_> = (0..jobs).map(|_| judge(random.fork())).collect();
+        let limit = if random.bool() { number } else { random.usize(1..90) };
+        let stops = random.u32(0..5) == 0;
+        let cancels = random.u32(0..3) == 0;
+        let cancellation = Cancellation::default();
+        let runner = bench.runner().limit(limit).stop_at_error(stops);
+        let runner = runner.cancellation(cancellation.clone());
+        let report = std::thread::scope(|scope| {
+            if cancels {
+                let moment = Duration::from_micros(random.u64(0..60_000));
+                scope.spawn(move || {
+                    std::thread::sleep(moment);
+                    cancellation.cancel();
+                });
+            }
+            runner.run(&mut judges, bench.clock.now())
+        });
+
+        let summary = &report.summary;
+        let told = format!("round {round}, jobs {jobs}, limit {limit}, stops {stops}: {summary:?}");
+        assert_eq!(summary.claimed, summary.done(), "{told}");
+        assert_eq!(summary.items.len() + summary.errors, summary.claimed, "{told}");
+        assert_eq!(report.stopped_by.is_some(), stops && summary.errors > 0, "{told}");
+        assert_eq!((summary.pending_seen, summary.claim_misses), (number, 0), "{told}");
+        assert!(summary.claimed <= limit, "{told}");
+        if !cancels && report.stopped_by.is_none() {
+            assert_eq!(summary.claimed, number.min(limit), "{told}");
+        }
+        let held: (usize, usize, usize, usize, usize, usize, usize) =
+            rusqlite::Connection::open(bench.store.path())
+                .unwrap()
+                .query_row(
+                    "SELECT sum(claims), sum(claims > 1), sum(owner IS NOT NULL), sum(defers),
+                            sum(state = 'processing'), sum(state = 'accepted'),
+                            sum(state = 'quarantined') FROM drafts",
+                    [],
+                    |row| row.try_into(),
+                )
+                .unwrap();
+        let DraftRunSummary { claimed, deferred, errors, accepted, quarantined, .. } = *summary;
+        assert_eq!(held, (claimed, 0, 0, deferred, errors, accepted, quarantined), "{told}");
+    }
 }
 
 #[test]

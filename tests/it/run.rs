@@ -254,6 +254,51 @@ fn jobs_run_at_the_same_time() {
 }
 
 #[test]
+fn workers_that_cannot_be_started_are_an_error_and_not_waited_for() {
+    let sandbox = Sandbox::new();
+    sandbox.submit("one");
+    let mut command = sandbox.command_of("sh");
+    // Room for some threads' stacks, and not for all.
+    let script = r#"ulimit -v 400000 && exec "$0" run --jobs 1000 --defer"#;
+    command.args(["-c", script, env!("CARGO_BIN_EXE_draftq")]);
+    let ran = crate::harness::finish(command, b"");
+    assert!(ran.expect(74).err().contains("cannot start a worker"), "{}", ran.err());
+    assert_eq!(counts(&ran.json())["pending_seen"], 1);
+    assert_eq!(states(&sandbox), of([("pending", 1)]));
+}
+
+#[test]
+fn the_grace_ends_all_programs() {
+    let sandbox = Sandbox::new();
+    for text in ["one", "two", "three"] {
+        sandbox.submit(text);
+    }
+    let started = fifo(sandbox.path("started"));
+    let script = "trap '' TERM INT; echo x > started; sleep 90";
+    let mut command = sandbox.command(sh(&["--jobs", "2", "--grace-secs", "1"], script));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Each program's line, in one opening or two.
+    let mut lines = 0;
+    while lines < 2 {
+        let mut told = String::new();
+        File::open(&started).unwrap().read_to_string(&mut told).unwrap();
+        lines += told.lines().count();
+    }
+    let begun = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(70));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        counts(&document),
+        BTreeMap::from([("pending_seen", 3), ("claimed", 2), ("errors", 2)])
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(states(&sandbox), of([("pending", 1), ("processing", 2)]));
+}
+
+#[test]
 fn a_timeout_kills_all_that_the_program_started() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("slow");
