@@ -6,8 +6,7 @@
 //! ```
 //!
 //! Standard input brings one draft a line, as a JSON envelope; for each, standard output gets one
-//! line with the decision. That is the whole protocol, so the same program serves both ways of
-//! running it: one process per draft, or one process for all with `--stream`.
+//! line with the decision. That is the whole protocol.
 //!
 //! The rules stand in for your own judgement, or for a model's. In particular, a list of phrases
 //! is no defence against a text that means to mislead its reader.
@@ -23,7 +22,7 @@ use serde::Serialize;
 /// The line that answers a draft. Note and output are stored with the draft.
 #[derive(Serialize)]
 struct Answer {
-    /// Only `--stream` needs it, to tell that answers and drafts have not got out of step.
+    /// For a reader who sees the answers of several drafts.
     id: String,
     decision: DraftProcessingDecision,
     note: &'static str,
@@ -51,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let draft = Draft::from_envelope(&line, &defaults)?;
         let answer = serde_json::to_string(&judge(&draft))?;
-        // In a stream the next draft comes only after this answer: do not leave it in a buffer.
+        // Whoever waits for this answer should not find it left in a buffer.
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{answer}")?;
         stdout.flush()?;

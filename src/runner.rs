@@ -247,8 +247,8 @@ impl Runner {
     /// but not before the epoch. All stamps come from the store's clock.
     ///
     /// While a processor takes less than a few milliseconds, drafts are claimed some ahead, and
-    /// the moves of several drafts share a commit; none waits for longer than 5 ms, and none is
-    /// reported before it is durable. What a crash takes with it is processed again.
+    /// the moves of several drafts share a commit; none waits for others for longer than 5 ms, and
+    /// none is reported before it is durable. What a crash takes with it is processed again.
     ///
     /// # Panics
     ///

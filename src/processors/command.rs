@@ -146,15 +146,25 @@ impl DraftProcessor for CommandProcessor {
         input.push('\n');
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.args);
-        let finished = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)?;
-        judge(&finished.ending, &finished.stdout)
-            .map_err(|error| error.with_detail(finished.stderr.to_text()).into())
+        let verdict = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)
+            .and_then(|finished| {
+                judge(&finished.ending, &finished.stdout)
+                    .map_err(|error| error.with_detail(finished.stderr.to_text()))
+            });
+        match verdict {
+            // This process is stopping and killed it: that is no fault of the draft's.
+            Err(_) if self.registry.is_stopped() => {
+                Ok(Outcome::new(DraftProcessingDecision::Deferred)
+                    .with_note("the run was stopped before the program had finished"))
+            }
+            verdict => Ok(verdict?),
+        }
     }
 }
 
 /// Kill every program that a [`CommandProcessor`] of this process has running, with its process
 /// group, and let none be started any more: a `process` that is waiting for its program, or is
-/// called later, returns an error.
+/// called later, defers its draft.
 ///
 /// For the moment before this process exits; there is no way back. Returns at once, without
 /// waiting for the programs to be gone. To be called from an ordinary thread, not from within a

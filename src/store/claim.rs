@@ -486,6 +486,12 @@ fn finish(
     finished: &[(&Held, &Outcome)],
     now: i64,
 ) -> Result<Vec<bool>, Fault> {
+    let drafts: HashSet<i64> = finished.iter().map(|(held, _)| held.seq).collect();
+    if drafts.len() < finished.len() {
+        // An old claim of a draft beside a newer one: one by one, so that each gets its own answer.
+        let one_by_one = finished.iter().map(|one| finish(connection, &[*one], now));
+        return Ok(one_by_one.collect::<Result<Vec<_>, _>>()?.concat());
+    }
     let mut moved = HashSet::with_capacity(finished.len());
     let mut rest = finished;
     for size in CHUNKS {

@@ -81,6 +81,11 @@ impl Registry {
         }
     }
 
+    /// Whether all were killed, and no more are started.
+    pub(super) fn is_stopped(&self) -> bool {
+        *self.stopping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.groups().len()

@@ -297,12 +297,14 @@ fn a_program_that_cannot_be_started_is_an_error_of_the_draft() {
 #[test]
 fn all_programs_can_be_killed_at_once() {
     let registry: &'static Registry = Box::leak(Box::new(Registry::new()));
-    let mut processor = sh("echo $$ >&2; sleep 1000 & sleep 1000");
+    let groups = tempfile::tempdir().unwrap();
+    let script = format!("touch '{}'/$$; sleep 1000 & sleep 1000", groups.path().display());
+    let mut processor = sh(&script);
     processor.registry = registry;
     let workers: Vec<_> = (0..3)
         .map(|_| {
             let mut processor = processor.clone();
-            thread::spawn(move || processor.process(&draft("text")).unwrap_err())
+            thread::spawn(move || processor.process_to_outcome(&draft("text")).unwrap())
         })
         .collect();
     while registry.len() < workers.len() {
@@ -310,13 +312,17 @@ fn all_programs_can_be_killed_at_once() {
     }
     registry.stop();
     for worker in workers {
-        let LibrarianError::Processor(error) = worker.join().unwrap() else { panic!() };
-        assert_eq!(error.to_string(), "the program was killed by signal 9 (SIGKILL)");
-        // It may have been killed before it could tell its group.
-        error.detail().into_iter().for_each(assert_gone);
+        let outcome = worker.join().unwrap();
+        assert_eq!(outcome.decision(), DraftProcessingDecision::Deferred);
+        assert!(outcome.note().unwrap().contains("stopped"));
     }
     assert_eq!(registry.len(), 0);
-    assert_eq!(processor.process(&draft("text")).unwrap_err().class(), "spawn");
+    // One may have been killed before it could tell its group.
+    for group in fs::read_dir(groups.path()).unwrap() {
+        assert_gone(group.unwrap().file_name().to_str().unwrap());
+    }
+    // And none is started any more.
+    assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
 }
 
 #[test]
