@@ -10,9 +10,10 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read as _};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use r2d2::{ManageConnection, Pool, PooledConnection};
@@ -45,13 +46,43 @@ fn schema_version() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
-/// An open database: a pool of connections to one file.
+/// An open database: a connection to the file, and more where several threads use it at once.
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
-    pool: Pool<Connector>,
+    /// The connection that opening made. Most processes never need another, and the pool, which
+    /// starts a thread to open one, would be a tenth of what a short command takes.
+    first: Mutex<Connection>,
+    more: OnceLock<Pool<Connector>>,
+    connections: u32,
     last_connect_error: LastError,
     busy_timeout: Duration,
+}
+
+/// A connection for as long as one thread needs it.
+enum Lease<'d> {
+    First(MutexGuard<'d, Connection>),
+    Pooled(PooledConnection<Connector>),
+}
+
+impl Deref for Lease<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::First(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
+impl DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        match self {
+            Self::First(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
 }
 
 /// What a transaction's body fails with: SQLite's error, which is given its path and purpose
@@ -105,36 +136,21 @@ impl Database {
                 // file that is refused for it is not checkpointed in passing.
                 let checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
                 connection.set_db_config(checkpoint, true)?;
-                let newcomer = migrate(&mut connection, &path)?;
+                migrate(&mut connection, &path)?;
                 connection.set_db_config(checkpoint, false)?;
-                configure(&connection, &path, newcomer, busy_timeout)?;
+                configure(&connection, &path, busy_timeout)?;
                 Ok(connection)
             })
             .map_err(|fault| settle(fault, &path, busy_timeout, "open"))?;
 
-        let last_connect_error = LastError::default();
-        let connector = Connector {
-            path: path.clone(),
+        Ok(Self {
+            path,
+            first: Mutex::new(first),
+            more: OnceLock::new(),
+            connections,
+            last_connect_error: LastError::default(),
             busy_timeout,
-            manager: SqliteConnectionManager::file(&path).with_flags(open_flags()),
-            first: Mutex::new(Some(first)),
-            last_error: Arc::clone(&last_connect_error),
-        };
-        let pool = Pool::builder()
-            .max_size(connections.max(1))
-            .min_idle(Some(0))
-            // Connections live as long as the store: a timer that replaces them would only wake
-            // an idle process.
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .test_on_check_out(false)
-            // It opens connections, now and then; r2d2's own three threads are most of what
-            // opening a store takes.
-            .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
-            .connection_timeout(busy_timeout.max(Duration::from_millis(1)))
-            .error_handler(Box::new(r2d2::NopErrorHandler))
-            .build_unchecked(connector);
-        Ok(Self { path, pool, last_connect_error, busy_timeout })
+        })
     }
 
     /// The file's absolute path.
@@ -188,9 +204,17 @@ impl Database {
         attempt().map_err(|fault| self.settle(fault, doing))
     }
 
-    fn connection(&self) -> Result<PooledConnection<Connector>, Fault> {
+    fn connection(&self) -> Result<Lease<'_>, Fault> {
         WAIT_LIMIT.set(self.busy_timeout);
-        self.pool.get().map_err(|_| {
+        match self.first.try_lock() {
+            Ok(connection) => return Ok(Lease::First(connection)),
+            // A panic in the middle of a transaction has rolled it back.
+            Err(TryLockError::Poisoned(poisoned)) => {
+                return Ok(Lease::First(poisoned.into_inner()));
+            }
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.more.get_or_init(|| self.pool()).get().map(Lease::Pooled).map_err(|_| {
             let error =
                 self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
             match error {
@@ -202,6 +226,29 @@ impl Database {
                 }),
             }
         })
+    }
+
+    /// The pool of the other connections, which opens them as they are needed.
+    fn pool(&self) -> Pool<Connector> {
+        let connector = Connector {
+            path: self.path.clone(),
+            busy_timeout: self.busy_timeout,
+            manager: SqliteConnectionManager::file(&self.path).with_flags(open_flags()),
+            last_error: Arc::clone(&self.last_connect_error),
+        };
+        Pool::builder()
+            .max_size(self.connections.saturating_sub(1).max(1))
+            .min_idle(Some(0))
+            // Connections live as long as the store: a timer that replaces them would only wake
+            // an idle process.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            // It opens connections, now and then; one thread is enough for that.
+            .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
+            .connection_timeout(self.busy_timeout.max(Duration::from_millis(1)))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .build_unchecked(connector)
     }
 
     fn settle(&self, fault: Fault, doing: &'static str) -> LibrarianError {
@@ -252,13 +299,12 @@ fn not_sqlite(path: PathBuf) -> LibrarianError {
     }
 }
 
-/// Hands out the connection that opening made, then makes more as the pool asks for them.
+/// Opens connections as the pool asks for them.
 #[derive(Debug)]
 struct Connector {
     path: PathBuf,
     busy_timeout: Duration,
     manager: SqliteConnectionManager,
-    first: Mutex<Option<Connection>>,
     /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
     last_error: LastError,
 }
@@ -268,13 +314,9 @@ impl ManageConnection for Connector {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> Result<Connection, rusqlite::Error> {
-        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(connection) = first {
-            return Ok(connection);
-        }
         let ready = self.manager.connect().and_then(|connection| {
             harden(&connection)?;
-            match configure(&connection, &self.path, false, self.busy_timeout) {
+            match configure(&connection, &self.path, self.busy_timeout) {
                 Ok(()) => Ok(connection),
                 Err(Fault::Sqlite(error)) => Err(error),
                 // The first connection of this process passed the same checks.
@@ -448,23 +490,14 @@ fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
 
 /// Create the schema in a new file, or bring an older one up to date. Any number of processes
 /// may do this at once: the version is read under the write lock, so one does it and the others
-/// find it done. Returns whether this process made the schema.
-fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
+/// find it done.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Fault> {
     let version = pragma(connection, "user_version")?;
     if version == schema_version() {
         check_header(path, pragma(connection, "application_id")?, version)?;
-        return Ok(false);
+        return Ok(());
     }
-    let transaction = if version == 0 {
-        // It lets `prune` give space back piece by piece, and can be set only before the first
-        // page is written. It writes that page, which takes the write lock, and belongs in the
-        // schema's transaction: by itself it would look like the database of another program.
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-        transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        transaction
-    } else {
-        connection.transaction_with_behavior(TransactionBehavior::Immediate)?
-    };
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut version = pragma(&transaction, "user_version")?;
     let is_new = version == 0 && pragma(&transaction, "application_id")? == 0 && {
         let objects: i64 =
@@ -489,16 +522,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<bool, Fault> {
     }
     transaction.pragma_update(None, "user_version", version)?;
     transaction.commit()?;
-    Ok(is_new)
+    check_header(path, pragma(connection, "application_id")?, pragma(connection, "user_version")?)?;
+    Ok(())
 }
 
 /// Set what a connection needs, and read it back.
-fn configure(
-    connection: &Connection,
-    path: &Path,
-    newcomer: bool,
-    busy_timeout: Duration,
-) -> Result<(), Fault> {
+fn configure(connection: &Connection, path: &Path, busy_timeout: Duration) -> Result<(), Fault> {
     let begun = Instant::now();
     let mode: String = loop {
         // Turning WAL on wants the file alone for a moment, and for that SQLite does not always
@@ -540,18 +569,10 @@ fn configure(
             return Err(wrong(name, found.to_string()));
         }
     }
-    let mut expected = vec![("trusted_schema", 0)];
-    if newcomer {
-        expected.push(("auto_vacuum", 2));
-        expected.push(("application_id", i64::from(APPLICATION_ID)));
+    match pragma(connection, "trusted_schema")? {
+        0 => Ok(()),
+        found => Err(wrong("trusted_schema", found.to_string())),
     }
-    for (name, value) in expected {
-        let found = pragma(connection, name)?;
-        if found != value {
-            return Err(wrong(name, found.to_string()));
-        }
-    }
-    Ok(())
 }
 
 fn turn_wal_on(connection: &Connection) -> Result<String, rusqlite::Error> {
