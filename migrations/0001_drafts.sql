@@ -23,15 +23,17 @@
 -- One row a draft: its identity, which never changes, and where it is in its life. The row is
 -- narrow because every move rewrites it; the text lives in draft_texts.
 CREATE TABLE drafts (
-    -- The order of submission: runners take the lowest first. Never used twice.
-    seq              INTEGER PRIMARY KEY AUTOINCREMENT
+    -- The order of submission: runners take the lowest first. It is the history's seq of that
+    -- event, so it has gaps, and is never used twice.
+    seq              INTEGER PRIMARY KEY
         CONSTRAINT "seq is given by the database" CHECK (seq > 0),
     -- First 8 bytes of SHA-256 over text, surface, agent, project, operator and provenance.
     id               TEXT NOT NULL UNIQUE
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
-        -- Twice, because length() and GLOB stop at a NUL, and bytes alone could hold one.
-        CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
-               AND id NOT GLOB '*[^0-9a-f]*'),
+        -- Bytes are counted too, because GLOB stops at a NUL. Written out, because looking for
+        -- any other character is five times dearer.
+        CHECK (length(CAST(id AS BLOB)) = 16
+               AND id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'),
     state            TEXT NOT NULL DEFAULT 'pending'
         -- Here and below CASE, not IN: for a list SQLite builds an index, row by row.
         CONSTRAINT "state is one of the six states"
@@ -109,16 +111,13 @@ CREATE TABLE draft_texts (
     raw_text TEXT NOT NULL
 ) STRICT;
 
--- What can be claimed now, in the order of claims: drafts not yet due and finished ones are not
--- in it, so they cost a claim nothing.
-CREATE INDEX drafts_ready ON drafts (seq) WHERE state = 'pending' AND due_at = 0;
--- What becomes claimable, by when.
-CREATE INDEX drafts_delayed ON drafts (due_at) WHERE state = 'pending' AND due_at > 0;
+-- What can be claimed now (due_at 0), in the order of claims, and behind it what becomes claimable,
+-- by when. Finished drafts are not in it and delayed ones stand apart, so they cost a claim nothing.
+CREATE INDEX drafts_pending ON drafts (due_at) WHERE state = 'pending';
 -- What recovery looks at.
 CREATE INDEX drafts_in_flight ON drafts (owner, claimed_at) WHERE state = 'processing';
 -- What an operator looks at.
-CREATE INDEX drafts_for_review ON drafts (state, seq)
-    WHERE state IN ('failed', 'quarantined');
+CREATE INDEX drafts_for_review ON drafts (state) WHERE state IN ('failed', 'quarantined');
 
 -- One row a run that claimed something. As long as the runner lives it holds an exclusive lock
 -- (flock) on its lock_file, in the directory <database>-runners beside the database.
@@ -141,10 +140,15 @@ CREATE INDEX runners_not_ended ON runners (id) WHERE ended_at IS NULL;
 -- One row a move, written by triggers whoever makes the move, so that each row's from_state is
 -- the to_state of the row before it, and the last to_state is the draft's state. Two events are
 -- no moves and leave the state as it was: 'errored' and 'refused'.
+--
+-- Look at it through draft_history, which finds a draft's events without going through those of
+-- all others.
 CREATE TABLE history (
-    seq         INTEGER PRIMARY KEY AUTOINCREMENT
+    -- The order of events over all drafts. The last row stays until there is a later one, so that
+    -- no seq is given twice (AUTOINCREMENT would write one more page for each commit).
+    seq         INTEGER PRIMARY KEY
         CONSTRAINT "seq is given by the database" CHECK (seq > 0),
-    draft       INTEGER NOT NULL,  -- drafts.seq
+    draft       INTEGER NOT NULL,  -- drafts.seq, which is the seq of the draft's first event
     -- submitted   NULL to pending
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
@@ -155,12 +159,14 @@ CREATE TABLE history (
     -- requeued    a terminal state to pending, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; nothing was changed
+    -- deleted     no draft's (draft is 0): a draft was deleted with its events, and the last such
+    --             row keeps their place in the order
     event       TEXT NOT NULL
         CONSTRAINT "event is a known event"
         CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
                WHEN 'deferred' THEN 1 WHEN 'released' THEN 1 WHEN 'recovered' THEN 1
                WHEN 'exhausted' THEN 1 WHEN 'requeued' THEN 1 WHEN 'errored' THEN 1
-               WHEN 'refused' THEN 1 ELSE 0 END),
+               WHEN 'refused' THEN 1 WHEN 'deleted' THEN 1 ELSE 0 END),
     from_state  TEXT,
     to_state    TEXT NOT NULL,
     at          INTEGER NOT NULL,
@@ -175,26 +181,65 @@ CREATE TABLE history (
     by_hand     INTEGER NOT NULL
 ) STRICT;
 
-CREATE INDEX history_of_draft ON history (draft);
+-- Where a draft's first event is, its seq tells; without it a submit writes one page less.
+CREATE INDEX history_of_draft ON history (draft) WHERE seq <> draft;
+
+-- draftq's own: how many drafts were in each state when the history went up to counted_to. To that
+-- it adds what has happened since, so that it need not go through all drafts to count them, and
+-- brings this forward now and then. One row; or none, and then it counts anew.
+CREATE TABLE tally (
+    counted_to  INTEGER NOT NULL,  -- history.seq
+    pending     INTEGER NOT NULL,
+    processing  INTEGER NOT NULL,
+    accepted    INTEGER NOT NULL,
+    skipped     INTEGER NOT NULL,
+    failed      INTEGER NOT NULL,
+    quarantined INTEGER NOT NULL,
+    text_bytes  INTEGER NOT NULL,  -- of the drafts up to counted_to
+    delayed     INTEGER NOT NULL   -- pending with a due_at, at this moment
+) STRICT;
+
+INSERT INTO tally VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0);
 
 -- ── Submission ──────────────────────────────────────────────────────────────────────────────
 
--- The same id is the same draft: a second INSERT changes nothing. This also stands in the way of
--- INSERT OR REPLACE, which would delete the old row without asking any trigger. A seq that is left
--- out is -1 here; one that is given could replace another draft, or be the last there is and
--- leave no room for the next. Tags that are no strings would stand in the way of every list.
+-- The way in: the draft and its text in one statement. The same id is the same draft: a second
+-- INSERT changes nothing.
+CREATE VIEW submissions AS
+SELECT id, submitted_at, source_surface, source_agent, source_project, operator, provenance_uri,
+       context_tags, raw_text, text_bytes, updated_at, revision
+FROM drafts JOIN draft_texts USING (seq);
+
+CREATE TRIGGER submissions_come_in INSTEAD OF INSERT ON submissions
+WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
+BEGIN
+    INSERT INTO drafts (seq, id, submitted_at, source_surface, source_agent, source_project,
+                        operator, provenance_uri, context_tags, text_bytes, updated_at, revision)
+    VALUES (ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0) + 1,
+            NEW.id, NEW.submitted_at, NEW.source_surface, NEW.source_agent, NEW.source_project,
+            NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'),
+            ifnull(NEW.text_bytes, length(CAST(NEW.raw_text AS BLOB))),
+            ifnull(NEW.updated_at, NEW.submitted_at), ifnull(NEW.revision, 0));
+    INSERT INTO draft_texts (seq, raw_text) VALUES (last_insert_rowid(), NEW.raw_text);
+END;
+
+-- An id that is there stands in the way of INSERT OR REPLACE, which would delete the old row without
+-- asking any trigger. A seq that is left out is -1 here. Tags that are no strings would stand in the
+-- way of every list.
 CREATE TRIGGER drafts_new_drafts_only BEFORE INSERT ON drafts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
-  OR NEW.seq > 0
+  OR NEW.seq < 0
   OR NEW.state <> 'pending'
+  OR NEW.due_at <> 0
   OR (NEW.context_tags <> '[]'
       AND EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text'))
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal insert: leave seq to the database') WHERE NEW.seq > 0;
     SELECT RAISE(IGNORE) WHERE EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id);
-    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending')
-    WHERE NEW.state <> 'pending';
-    SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings');
+    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending, and due')
+    WHERE NEW.state <> 'pending' OR NEW.due_at <> 0;
+    SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings')
+    WHERE NEW.seq > 0;
+    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq');
 END;
 
 CREATE TRIGGER drafts_submitted AFTER INSERT ON drafts
@@ -204,6 +249,8 @@ BEGIN
             CASE WHEN NEW.revision <> 0 THEN NEW.updated_at
                  ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
             NEW.revision = 0);
+    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq')
+    WHERE NEW.seq <> last_insert_rowid();
 END;
 
 -- ── Moves ───────────────────────────────────────────────────────────────────────────────────
@@ -252,14 +299,15 @@ BEGIN
     END;
 END;
 
-CREATE TRIGGER drafts_moved AFTER UPDATE OF state ON drafts
-WHEN NEW.state <> OLD.state
+CREATE TRIGGER drafts_moved AFTER UPDATE OF state, errors ON drafts
+WHEN NEW.state <> OLD.state OR (NEW.state = 'processing' AND NEW.errors > OLD.errors)
 BEGIN
     INSERT INTO history (draft, event, from_state, to_state, at, runner,
                          decision, note, output, error_class, error, by_hand)
     VALUES (
         NEW.seq,
-        CASE WHEN NEW.state = 'processing'      THEN 'claimed'
+        CASE WHEN NEW.state = OLD.state         THEN 'errored'
+             WHEN NEW.state = 'processing'      THEN 'claimed'
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
              WHEN NEW.decision IS NOT NULL      THEN 'decided'
@@ -281,14 +329,10 @@ BEGIN
     );
 END;
 
-CREATE TRIGGER drafts_errored AFTER UPDATE OF errors ON drafts
-WHEN NEW.state = 'processing' AND OLD.state = 'processing' AND NEW.errors > OLD.errors
+CREATE TRIGGER drafts_delayed AFTER UPDATE OF due_at ON drafts
+WHEN (NEW.due_at > 0) <> (OLD.due_at > 0)
 BEGIN
-    INSERT INTO history (draft, event, from_state, to_state, at, runner, error_class, error, by_hand)
-    VALUES (NEW.seq, 'errored', OLD.state, NEW.state,
-            CASE WHEN NEW.revision <> OLD.revision THEN NEW.updated_at
-                 ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
-            OLD.owner, NEW.last_error_class, NEW.last_error, NEW.revision = OLD.revision);
+    UPDATE tally SET delayed = delayed + (NEW.due_at > 0) - (OLD.due_at > 0);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
@@ -309,12 +353,18 @@ END;
 CREATE TRIGGER drafts_go_whole AFTER DELETE ON drafts
 BEGIN
     DELETE FROM draft_texts WHERE seq = OLD.seq;
-    DELETE FROM history WHERE draft = OLD.seq;
+    DELETE FROM tally;
+    INSERT INTO history (draft, event, from_state, to_state, at, by_hand)
+    VALUES (0, 'deleted', 'deleted', 'deleted', OLD.updated_at, 0);
+    DELETE FROM history
+    WHERE seq = OLD.seq
+       OR (draft IN (0, OLD.seq) AND seq <> draft AND seq < last_insert_rowid());
 END;
 
--- A text that waits for its draft would stand in the way of that draft's own.
+-- Texts come in the order of their drafts. One that waits for its draft would stand in the way of
+-- that draft's own.
 CREATE TRIGGER draft_texts_are_written_once BEFORE INSERT ON draft_texts
-WHEN EXISTS (SELECT 1 FROM draft_texts WHERE seq = NEW.seq)
+WHEN NEW.seq <= ifnull((SELECT seq FROM draft_texts ORDER BY seq DESC LIMIT 1), 0)
   OR NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq)
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal insert: a text comes with its draft')
@@ -335,7 +385,8 @@ END;
 
 -- By the database, at its end, and for a draft that is in that state.
 CREATE TRIGGER history_is_appended_to BEFORE INSERT ON history
-WHEN NEW.seq > 0 OR NEW.to_state IS NOT (SELECT state FROM drafts WHERE seq = NEW.draft)
+WHEN NEW.seq > 0
+  OR NEW.to_state <> ifnull((SELECT state FROM drafts WHERE seq = NEW.draft), 'deleted')
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
 END;
@@ -347,6 +398,7 @@ END;
 
 CREATE TRIGGER history_goes_with_its_draft BEFORE DELETE ON history
 WHEN EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
+  OR (OLD.draft = 0 AND NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq))
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: a history goes with its draft');
 END;
@@ -387,12 +439,12 @@ SELECT d.id,
 FROM drafts d LEFT JOIN runners r ON r.id = d.owner
 WHERE d.state = 'processing';
 
--- Every move, in order, with the draft's id and the time in ISO 8601.
+-- Every event with its draft's id and the time in ISO 8601; seq is their order.
 CREATE VIEW draft_history AS
 SELECT h.seq, d.id, h.event, h.from_state, h.to_state,
        strftime('%Y-%m-%dT%H:%M:%fZ', h.at / 1000.0, 'unixepoch') AS at,
        h.runner, r.pid, r.processor, h.decision, h.note, h.output, h.error_class, h.error,
        h.by_hand
-FROM history h
-JOIN drafts d ON d.seq = h.draft
+FROM drafts d
+JOIN history h ON h.seq = d.seq OR (h.draft = d.seq AND h.seq <> h.draft)
 LEFT JOIN runners r ON r.id = h.runner;

@@ -7,10 +7,12 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::time::Duration;
 
-use rusqlite::{Connection, ToSql, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, ToSql, named_params, params};
 
 use super::recovery::RunnerRegistration;
+use super::tally::Tally;
 use super::{DraftStore, DraftTransition, draft_columns, draft_of};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::Fault;
@@ -33,7 +35,6 @@ pub struct PendingSnapshot {
     after: i64,
     /// Drafts beyond this came in later.
     until: i64,
-    remaining: usize,
 }
 
 impl PendingSnapshot {
@@ -46,25 +47,18 @@ impl PendingSnapshot {
     /// Whether nothing more is to be had from it.
     #[must_use]
     pub fn is_used_up(&self) -> bool {
-        self.remaining == 0
+        self.after >= self.until
     }
 
     /// What was asked for has been claimed, or there was nothing left.
     pub(crate) fn pass(&mut self, claimed: &[(i64, Claimed)]) {
-        match claimed.last() {
-            Some((seq, _)) => {
-                self.after = *seq;
-                self.remaining = self.remaining.saturating_sub(claimed.len());
-            }
-            None => self.remaining = 0,
-        }
+        self.after = claimed.last().map_or(self.until, |(seq, _)| *seq);
     }
 
     /// These claims, the last that were made, were given back.
     pub(crate) fn take_back(&mut self, released: &[Box<Claim>]) {
         if let Some(first) = released.iter().map(|claim| claim.held.seq).min() {
             self.after = first - 1;
-            self.remaining += released.len();
         }
     }
 }
@@ -147,13 +141,21 @@ impl DraftStore {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn pending_snapshot(&self) -> Result<PendingSnapshot, LibrarianError> {
-        self.database().statement("count what is pending", |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT count(*), coalesce(max(seq), 0) FROM drafts INDEXED BY drafts_ready \
-                 WHERE state = 'pending' AND due_at = 0",
-            )?;
-            let (seen, until) = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            Ok(PendingSnapshot { pending_seen: seen, after: 0, until, remaining: seen })
+        self.database().read("count what is pending", |connection| {
+            let tally = Tally::now(connection)?;
+            let ready = tally.drafts(DraftState::Pending).saturating_sub(tally.delayed());
+            let last = connection
+                .prepare_cached(
+                    "SELECT seq FROM drafts INDEXED BY drafts_pending \
+                     WHERE state = 'pending' AND due_at = 0 ORDER BY seq DESC LIMIT 1",
+                )?
+                .query_row([], |row| row.get(0))
+                .optional()?;
+            Ok(PendingSnapshot {
+                pending_seen: usize::try_from(ready).unwrap_or(usize::MAX),
+                after: 0,
+                until: last.unwrap_or(0),
+            })
         })
     }
 
@@ -185,7 +187,7 @@ impl DraftStore {
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
     pub fn finish(&self, claim: Claim, outcome: &Outcome) -> Result<DraftState, LibrarianError> {
         let now = self.now_ms();
-        let moved = self.database().write("finish a draft", |transaction| {
+        let moved = self.write("finish a draft", |transaction| {
             finish(transaction, &[(&claim.held, outcome)], now)
         })?;
         match moved.as_slice() {
@@ -203,7 +205,7 @@ impl DraftStore {
     /// As for [`finish`](Self::finish).
     pub fn give_up(&self, claim: Claim, error: &LibrarianError) -> Result<(), LibrarianError> {
         let now = self.now_ms();
-        let recorded = self.database().write("record an error", |transaction| {
+        let recorded = self.write("record an error", |transaction| {
             give_up(transaction, &claim.held, error, now)
         })?;
         match recorded {
@@ -226,12 +228,12 @@ impl DraftStore {
         snapshot: &PendingSnapshot,
         want: usize,
     ) -> Result<Exchanged, LibrarianError> {
-        let want = want.min(snapshot.remaining);
+        let want = if snapshot.is_used_up() { 0 } else { want };
         if settled.is_empty() && released.is_empty() && want == 0 {
             return Ok(Exchanged::default());
         }
         let now = self.now_ms();
-        let exchanged = self.database().write("move drafts", |transaction| {
+        let exchanged = self.write("move drafts", |transaction| {
             let finished: Vec<_> = settled
                 .iter()
                 .filter_map(|settled| Some((&settled.claim.held, settled.verdict.as_ref().ok()?)))
@@ -278,7 +280,7 @@ impl DraftStore {
             return Err(LibrarianError::InvalidDraftTransition { from, to });
         }
         let now = self.now_ms();
-        self.database().write("move a draft", |transaction| {
+        self.write("move a draft", |transaction| {
             let moved = if to == DraftState::Processing {
                 transaction
                     .prepare_cached(
@@ -322,9 +324,9 @@ impl DraftStore {
         // Most often nothing is due, and a look takes no lock.
         let any_due = self.database().statement("look for what is due", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_delayed \
+                "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_pending \
                      WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1) \
-                 OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_delayed \
+                 OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_pending \
                      WHERE state = 'pending' AND due_at > 0 AND due_at > ?2)",
             )?;
             Ok(statement.query_row(params![now, furthest], |row| row.get::<_, bool>(0))?)
@@ -332,13 +334,13 @@ impl DraftStore {
         if !any_due {
             return Ok(0);
         }
-        self.database().write("release what is due", |transaction| {
+        self.write("release what is due", |transaction| {
             let mut released = 0;
             for sql in [
-                "UPDATE drafts INDEXED BY drafts_delayed \
+                "UPDATE drafts INDEXED BY drafts_pending \
                  SET due_at = 0, updated_at = ?1, revision = revision + 1 \
                  WHERE state = 'pending' AND due_at > 0 AND due_at <= ?2",
-                "UPDATE drafts INDEXED BY drafts_delayed \
+                "UPDATE drafts INDEXED BY drafts_pending \
                  SET due_at = 0, updated_at = ?1, revision = revision + 1 \
                  WHERE state = 'pending' AND due_at > 0 AND due_at > ?2",
             ]
@@ -372,7 +374,7 @@ fn claim(
     let found = next_ready(connection, snapshot, want)?;
     let Some(last) = found.last().map(|found| found.seq) else { return Ok(Vec::new()) };
     let mut statement = connection.prepare_cached(
-        "UPDATE drafts INDEXED BY drafts_ready SET state = 'processing', claimed_at = :now, \
+        "UPDATE drafts INDEXED BY drafts_pending SET state = 'processing', claimed_at = :now, \
              claim_token = randomblob(16), owner = :runner, claims = claims + 1, \
              decision = NULL, note = NULL, output = NULL, \
              updated_at = :now, revision = revision + 1 \
@@ -432,7 +434,7 @@ fn next_ready(
         "SELECT ",
         draft_columns!(),
         ", claims, errors, text_bytes, raw_text \
-         FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
+         FROM drafts INDEXED BY drafts_pending LEFT JOIN draft_texts USING (seq) \
          WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
          ORDER BY drafts.seq LIMIT :want"
     ))?;
@@ -520,9 +522,15 @@ fn finish_chunk(
 ) -> Result<(), Fault> {
     let row = "(?, ?, ?, ?, ?, ?, ?)";
     let rows = vec![row; chunk.len()].join(", ");
+    // Or else a trigger would be asked, draft by draft, whether it changes.
+    let delays = if chunk.iter().any(|(_, outcome)| delay_of(outcome).is_some()) {
+        "due_at = column6, "
+    } else {
+        ""
+    };
     let mut statement = connection.prepare_cached(&format!(
         "UPDATE drafts SET state = CASE column3 WHEN 'deferred' THEN 'pending' ELSE column3 END, \
-             decision = column3, note = column4, output = column5, due_at = column6, \
+             decision = column3, note = column4, output = column5, {delays}\
              defers = defers + (column3 = 'deferred'), \
              claimed_at = NULL, claim_token = NULL, owner = NULL, \
              updated_at = column7, revision = revision + 1 \
@@ -532,9 +540,7 @@ fn finish_chunk(
     ))?;
     let mut parameters = 1..;
     for (held, outcome) in chunk {
-        let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
-        let delay = outcome.retry_after().filter(|delay| deferred && !delay.is_zero());
-        let due_at = delay
+        let due_at = delay_of(outcome)
             .map_or(0, |delay| (now + duration_ms(delay.min(MAX_DELAY)).max(1)).min(MAX_UNIX_MS));
         let values: [&dyn ToSql; 7] = [
             &held.seq,
@@ -554,6 +560,12 @@ fn finish_chunk(
         moved.insert(row.get(0)?);
     }
     Ok(())
+}
+
+/// How long the outcome's draft is to wait, if it is.
+fn delay_of(outcome: &Outcome) -> Option<Duration> {
+    let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
+    outcome.retry_after().filter(|delay| deferred && !delay.is_zero())
 }
 
 /// Keep a late outcome, which changed nothing, as an event.

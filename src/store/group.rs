@@ -101,7 +101,11 @@ impl<'g> Lead<'g> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.0.lock().led = false;
-        self.0.changed.notify_all();
+        let mut state = self.0.lock();
+        state.led = false;
+        // Most often nobody waits, and asking the kernel to wake them takes a microsecond.
+        if !state.waiting.is_empty() || !state.served.is_empty() {
+            self.0.changed.notify_all();
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
 //! | `news.rs` | it wakes a runner that waits |
-//! | `view.rs` | it is looked at |
+//! | `view.rs` | it is looked at, and counted (`tally.rs`) |
 //! | `upkeep.rs` | an operator does something about it |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
@@ -17,6 +17,7 @@ mod group;
 pub mod intake;
 pub(crate) mod news;
 pub mod recovery;
+mod tally;
 pub mod upkeep;
 pub mod view;
 
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Row, params};
+use rusqlite::{Row, Transaction, params};
 
 use crate::clock::{Clock, from_unix_ms};
 use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, Fault};
@@ -94,8 +95,8 @@ impl StoreOptions {
         Self { busy_timeout, ..self }
     }
 
-    /// How many threads of this process can use the store at the same moment; 4 if not given.
-    /// Connections are opened as they are needed.
+    /// How many threads of this process can use the store at the same moment; 4 if not given, and
+    /// never less than 2. Connections are opened as they are needed.
     #[must_use]
     pub fn connections(self, connections: u32) -> Self {
         Self { connections, ..self }
@@ -179,6 +180,19 @@ impl DraftStore {
 
     fn database(&self) -> &Database {
         &self.inner.database
+    }
+
+    /// Write within one transaction; see [`Database::write`].
+    fn write<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, LibrarianError> {
+        self.database().write(doing, |transaction| {
+            let value = body(transaction)?;
+            tally::keep_up(transaction)?;
+            Ok(value)
+        })
     }
 
     fn now_ms(&self) -> i64 {

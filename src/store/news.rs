@@ -29,12 +29,17 @@ impl DraftStore {
     /// Tell waiting runners that there is work. To be called after the commit: what wakes them
     /// must be visible by then. (An inotify watch on the -wal file fires before it is.)
     pub(crate) fn ring(&self) {
-        // Only who waits makes the bell; without it there is nobody to wake. A waiting runner
-        // looks by itself before long, so a bell that cannot be rung is no error.
+        // Only who waits makes the bell; without it there is nobody to wake, and to ask for it is
+        // cheaper than to open it in vain. A waiting runner looks by itself before long, so a bell
+        // that cannot be rung is no error.
+        let path = self.runners_directory().join(BELL);
+        if fs::symlink_metadata(&path).is_err() {
+            return;
+        }
         let bell = fs::OpenOptions::new()
             .write(true)
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-            .open(self.runners_directory().join(BELL));
+            .open(path);
         if let Ok(mut bell) = bell {
             let _ = bell.write_all(b"!");
         }
@@ -58,7 +63,7 @@ impl DraftStore {
                     .query_row([since], |row| row.get(0))?;
             let next_due_ms = connection
                 .prepare_cached(
-                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_pending \
                      WHERE state = 'pending' AND due_at > 0",
                 )?
                 .query_row([], |row| row.get(0))?;

@@ -92,7 +92,7 @@ impl DraftStore {
         let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let now = self.now_ms();
         let here = Here::new();
-        let entered = self.database().write("register a runner", |transaction| {
+        let entered = self.write("register a runner", |transaction| {
             transaction.execute(
                 "INSERT INTO runners (pid, host, boot_id, program, processor, lock_file, started_at) \
                  VALUES (:pid, :host, :boot_id, :program, :processor, :lock_file, :now)",
@@ -119,7 +119,7 @@ impl DraftStore {
 
     fn end_runner(&self, id: i64) -> Result<(), LibrarianError> {
         let now = self.now_ms();
-        self.database().write("end a runner", |transaction| {
+        self.write("end a runner", |transaction| {
             transaction
                 .prepare_cached("UPDATE runners SET ended_at = ?1 WHERE id = ?2")?
                 .execute(params![now, id])?;
@@ -159,7 +159,7 @@ impl DraftStore {
             self.tidy_lock_files();
             return Ok(Recovery::default());
         }
-        let recovery = self.database().write("recover claims", |transaction| {
+        let recovery = self.write("recover claims", |transaction| {
             // A clock that was set back leaves claims in the future; they begin to age now.
             transaction
                 .prepare_cached(

@@ -40,7 +40,7 @@ impl DraftStore {
     /// [`LibrarianError::DraftInProcessing`] for one that a runner has.
     pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
         let now = self.now_ms();
-        let requeued = self.database().write("requeue drafts", |transaction| {
+        let requeued = self.write("requeue drafts", |transaction| {
             ids.iter().map(|id| requeue(transaction, *id, now)).collect()
         })?;
         self.ring();
@@ -56,7 +56,7 @@ fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, F
     connection
         .prepare_cached(
             "UPDATE drafts SET state = 'pending', decision = NULL, note = NULL, output = NULL, \
-                 errors = 0, last_error_class = NULL, last_error = NULL, due_at = 0, \
+                 errors = 0, last_error_class = NULL, last_error = NULL, \
                  updated_at = :now, revision = revision + 1 \
              WHERE id = :id AND state NOT IN ('pending', 'processing')",
         )?

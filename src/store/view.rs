@@ -6,6 +6,7 @@ use rusqlite::{OptionalExtension as _, Row, named_params, params};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::tally::Tally;
 use super::{DraftStore, draft_columns, draft_of, metadata_of};
 use crate::clock::unix_ms;
 use crate::draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
@@ -292,7 +293,8 @@ impl DraftStore {
                 "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
                         error_class, error, by_hand \
                  FROM history LEFT JOIN runners ON runners.id = history.runner \
-                 WHERE draft = ?1 ORDER BY history.seq",
+                 WHERE history.seq = ?1 OR (draft = ?1 AND history.seq <> draft) \
+                 ORDER BY history.seq",
             )?;
             let events = statement.query_map([record.seq], event_of)?;
             let events = events.collect::<Result<_, _>>()?;
@@ -300,37 +302,24 @@ impl DraftStore {
         })
     }
 
-    /// Counts over the whole store.
+    /// Counts over the whole store. What they cost does not grow with it.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn stats(&self) -> Result<StoreStats, LibrarianError> {
         self.database().read("count drafts", |connection| {
-            let mut states: Vec<(DraftState, u64)> =
-                DraftState::ALL.into_iter().map(|state| (state, 0)).collect();
-            let mut text_bytes = 0;
-            let mut statement = connection.prepare_cached(
-                "SELECT state, count(*), sum(text_bytes) FROM drafts GROUP BY state",
-            )?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let (state, drafts, bytes): (DraftState, u64, u64) =
-                    (row.get(0)?, row.get(1)?, row.get(2)?);
-                text_bytes += bytes;
-                for entry in states.iter_mut().filter(|entry| entry.0 == state) {
-                    entry.1 = drafts;
-                }
-            }
-            let (delayed, next_due_unix_ms) = connection
+            let tally = Tally::now(connection)?;
+            let states = DraftState::ALL.map(|state| (state, tally.drafts(state))).to_vec();
+            let next_due_unix_ms = connection
                 .prepare_cached(
-                    "SELECT count(*), min(due_at) FROM drafts INDEXED BY drafts_delayed \
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_pending \
                      WHERE state = 'pending' AND due_at > 0",
                 )?
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                .query_row([], |row| row.get(0))?;
             let oldest_ready_unix_ms = connection
                 .prepare_cached(
-                    "SELECT submitted_at FROM drafts INDEXED BY drafts_ready \
+                    "SELECT submitted_at FROM drafts INDEXED BY drafts_pending \
                      WHERE state = 'pending' AND due_at = 0 ORDER BY seq LIMIT 1",
                 )?
                 .query_row([], |row| row.get(0))
@@ -344,11 +333,11 @@ impl DraftStore {
             Ok(StoreStats {
                 drafts: states.iter().map(|entry| entry.1).sum(),
                 states,
-                delayed,
+                delayed: tally.delayed(),
                 next_due_unix_ms,
                 oldest_ready_unix_ms,
                 oldest_claim_unix_ms,
-                text_bytes,
+                text_bytes: tally.text_bytes(),
             })
         })
     }

@@ -23,6 +23,8 @@ const MONTH_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// What the store should hold of one draft.
 #[derive(Debug, Clone)]
 struct Entry {
+    /// The place of its submission among all events.
+    seq: i64,
     draft: Draft,
     state: DraftState,
     due_at: i64,
@@ -104,9 +106,9 @@ struct Kept {
 /// A snapshot of the store's, and what it should be.
 struct Window {
     snapshot: PendingSnapshot,
+    /// Places among the entries.
     after: usize,
     until: usize,
-    remaining: usize,
 }
 
 struct World {
@@ -117,7 +119,7 @@ struct World {
     runners: [Option<RunnerRegistration>; 2],
     windows: [Window; 2],
     kept: Vec<Kept>,
-    /// In the order of submission: the index is `seq - 1`.
+    /// In the order of submission.
     entries: Vec<Entry>,
     places: BTreeMap<DraftId, usize>,
     tokens: u64,
@@ -160,7 +162,6 @@ impl World {
             snapshot: store.pending_snapshot().unwrap(),
             after: 0,
             until: 0,
-            remaining: 0,
         };
         let windows = [window(&handles[0]), window(&handles[1])];
         let runners = [0, 1].map(|at: usize| Some(handles[at].register_runner("model").unwrap()));
@@ -267,7 +268,9 @@ impl World {
             return (draft.id(), entry.state, false);
         }
         self.places.insert(draft.id(), self.entries.len());
+        let events: usize = self.entries.iter().map(|entry| entry.history.len()).sum();
         self.entries.push(Entry {
+            seq: i64::try_from(events).unwrap() + 1,
             draft: draft.clone(),
             state: DraftState::Pending,
             due_at: 0,
@@ -365,7 +368,7 @@ impl World {
             (0..self.entries.len()).filter(|place| self.entries[*place].is_ready()).collect();
         let until = ready.last().map_or(0, |last| last + 1);
         let seen = snapshot.pending_seen();
-        self.windows[handle] = Window { snapshot, after: 0, until, remaining: ready.len() };
+        self.windows[handle] = Window { snapshot, after: 0, until };
         same("pending_seen", seen, ready.len())
     }
 
@@ -378,11 +381,9 @@ impl World {
         let owner = runner.id();
         let window = &mut self.windows[handle];
         let said = ok(store.claim_next(runner, &mut window.snapshot))?;
-        let place = (window.after..window.until)
-            .find(|place| self.entries[*place].is_ready())
-            .filter(|_| window.remaining > 0);
+        let place = (window.after..window.until).find(|place| self.entries[*place].is_ready());
         let Some(place) = place else {
-            window.remaining = 0;
+            window.after = window.until;
             same("is_used_up", window.snapshot.is_used_up(), true)?;
             return match said {
                 None => Ok(()),
@@ -390,7 +391,6 @@ impl World {
             };
         };
         window.after = place + 1;
-        window.remaining -= 1;
         self.tokens += 1;
         let (now, token) = (self.now, self.tokens);
         let entry = &mut self.entries[place];
@@ -621,27 +621,26 @@ impl World {
             tag: (self.random.u32(..4) == 0).then(|| "a\"b".to_owned()),
             newest_first: self.random.bool(),
             limit: self.random.usize(..20),
-            after_seq: self.random.bool().then(|| self.random.i64(0..100)),
+            after_seq: self.random.bool().then(|| self.random.i64(0..500)),
             ..DraftQuery::default()
         };
         let said: Vec<_> = ok(store.query(&query))?.iter().map(|record| record.seq).collect();
-        let mut model: Vec<i64> = (1..).take(self.entries.len()).collect();
+        let mut model: Vec<&Entry> = self.entries.iter().collect();
         if query.newest_first {
             model.reverse();
         }
-        model.retain(|seq| {
-            let entry = &self.entries[usize::try_from(*seq - 1).unwrap()];
+        model.retain(|entry| {
             let metadata = entry.draft.metadata();
             (states.is_empty() || states.contains(&entry.state))
                 && query.source_surface.is_none_or(|surface| metadata.source_surface == surface)
                 && (query.source_agent.is_none() || metadata.source_agent == query.source_agent)
                 && query.tag.as_ref().is_none_or(|tag| metadata.context_tags.contains(tag))
                 && query.after_seq.is_none_or(|after| {
-                    if query.newest_first { *seq < after } else { *seq > after }
+                    if query.newest_first { entry.seq < after } else { entry.seq > after }
                 })
         });
         model.truncate(query.limit);
-        same("query", said, model)
+        same("query", said, model.into_iter().map(|entry| entry.seq).collect())
     }
 
     fn stats(&mut self, store: &DraftStore) -> Checked {
@@ -694,7 +693,7 @@ impl World {
         let entry = &self.entries[*place];
         let (record, events, draft) = ok(store.inspect(id))?;
         same("draft", &draft, &entry.draft)?;
-        same("seq", usize::try_from(record.seq).unwrap(), place + 1)?;
+        same("seq", record.seq, entry.seq)?;
         same("state", record.state, entry.state)?;
         same("due_at", record.due_at_unix_ms.unwrap_or(0), entry.due_at)?;
         same("claimed_at", record.claimed_at_unix_ms, entry.claimed_at)?;
