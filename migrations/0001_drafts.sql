@@ -111,9 +111,11 @@ CREATE TABLE draft_texts (
     raw_text TEXT NOT NULL
 ) STRICT;
 
--- What can be claimed now (due_at 0), in the order of claims, and behind it what becomes claimable,
--- by when. Finished drafts are not in it and delayed ones stand apart, so they cost a claim nothing.
-CREATE INDEX drafts_pending ON drafts (due_at) WHERE state = 'pending';
+-- What can be claimed now, in the order of claims (an index's last column is the rowid, seq): drafts
+-- not yet due and finished ones are not in it, so they cost a claim nothing.
+CREATE INDEX drafts_ready ON drafts (due_at) WHERE state = 'pending' AND due_at = 0;
+-- What becomes claimable, by when.
+CREATE INDEX drafts_delayed ON drafts (due_at) WHERE state = 'pending' AND due_at > 0;
 -- What recovery looks at.
 CREATE INDEX drafts_in_flight ON drafts (owner, claimed_at) WHERE state = 'processing';
 -- What an operator looks at.
@@ -329,7 +331,7 @@ BEGIN
     );
 END;
 
-CREATE TRIGGER drafts_delayed AFTER UPDATE OF due_at ON drafts
+CREATE TRIGGER drafts_counted_as_delayed AFTER UPDATE OF due_at ON drafts
 WHEN (NEW.due_at > 0) <> (OLD.due_at > 0)
 BEGIN
     UPDATE tally SET delayed = delayed + (NEW.due_at > 0) - (OLD.due_at > 0);

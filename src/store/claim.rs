@@ -146,7 +146,7 @@ impl DraftStore {
             let ready = tally.drafts(DraftState::Pending).saturating_sub(tally.delayed());
             let last = connection
                 .prepare_cached(
-                    "SELECT seq FROM drafts INDEXED BY drafts_pending \
+                    "SELECT seq FROM drafts INDEXED BY drafts_ready \
                      WHERE state = 'pending' AND due_at = 0 ORDER BY seq DESC LIMIT 1",
                 )?
                 .query_row([], |row| row.get(0))
@@ -323,13 +323,15 @@ impl DraftStore {
         let furthest = now.saturating_add(duration_ms(MAX_DELAY));
         // Most often nothing is due, and a look takes no lock.
         let any_due = self.database().statement("look for what is due", |connection| {
+            // The ends of the index. Asked for one beyond `furthest`, SQLite would begin at 0.
             let mut statement = connection.prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_pending \
-                     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1) \
-                 OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_pending \
-                     WHERE state = 'pending' AND due_at > 0 AND due_at > ?2)",
+                "SELECT due_at <= ?1 OR (SELECT due_at FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0 ORDER BY due_at DESC LIMIT 1) > ?2 \
+                 FROM drafts INDEXED BY drafts_delayed \
+                 WHERE state = 'pending' AND due_at > 0 ORDER BY due_at LIMIT 1",
             )?;
-            Ok(statement.query_row(params![now, furthest], |row| row.get::<_, bool>(0))?)
+            let any = statement.query_row(params![now, furthest], |row| row.get(0)).optional()?;
+            Ok(any.unwrap_or(false))
         })?;
         if !any_due {
             return Ok(0);
@@ -337,10 +339,10 @@ impl DraftStore {
         self.write("release what is due", |transaction| {
             let mut released = 0;
             for sql in [
-                "UPDATE drafts INDEXED BY drafts_pending \
+                "UPDATE drafts INDEXED BY drafts_delayed \
                  SET due_at = 0, updated_at = ?1, revision = revision + 1 \
                  WHERE state = 'pending' AND due_at > 0 AND due_at <= ?2",
-                "UPDATE drafts INDEXED BY drafts_pending \
+                "UPDATE drafts INDEXED BY drafts_delayed \
                  SET due_at = 0, updated_at = ?1, revision = revision + 1 \
                  WHERE state = 'pending' AND due_at > 0 AND due_at > ?2",
             ]
@@ -374,7 +376,7 @@ fn claim(
     let found = next_ready(connection, snapshot, want)?;
     let Some(last) = found.last().map(|found| found.seq) else { return Ok(Vec::new()) };
     let mut statement = connection.prepare_cached(
-        "UPDATE drafts INDEXED BY drafts_pending SET state = 'processing', claimed_at = :now, \
+        "UPDATE drafts INDEXED BY drafts_ready SET state = 'processing', claimed_at = :now, \
              claim_token = randomblob(16), owner = :runner, claims = claims + 1, \
              decision = NULL, note = NULL, output = NULL, \
              updated_at = :now, revision = revision + 1 \
@@ -434,7 +436,7 @@ fn next_ready(
         "SELECT ",
         draft_columns!(),
         ", claims, errors, text_bytes, raw_text \
-         FROM drafts INDEXED BY drafts_pending LEFT JOIN draft_texts USING (seq) \
+         FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
          WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
          ORDER BY drafts.seq LIMIT :want"
     ))?;

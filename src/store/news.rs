@@ -63,7 +63,7 @@ impl DraftStore {
                     .query_row([since], |row| row.get(0))?;
             let next_due_ms = connection
                 .prepare_cached(
-                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_pending \
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
                      WHERE state = 'pending' AND due_at > 0",
                 )?
                 .query_row([], |row| row.get(0))?;

@@ -313,13 +313,13 @@ impl DraftStore {
             let states = DraftState::ALL.map(|state| (state, tally.drafts(state))).to_vec();
             let next_due_unix_ms = connection
                 .prepare_cached(
-                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_pending \
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
                      WHERE state = 'pending' AND due_at > 0",
                 )?
                 .query_row([], |row| row.get(0))?;
             let oldest_ready_unix_ms = connection
                 .prepare_cached(
-                    "SELECT submitted_at FROM drafts INDEXED BY drafts_pending \
+                    "SELECT submitted_at FROM drafts INDEXED BY drafts_ready \
                      WHERE state = 'pending' AND due_at = 0 ORDER BY seq LIMIT 1",
                 )?
                 .query_row([], |row| row.get(0))

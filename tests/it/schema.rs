@@ -624,7 +624,7 @@ fn the_views_are_for_people() {
 }
 
 /// Where the claim looks, as it stands in its statements.
-const CLAIMABLE: &str = "FROM drafts INDEXED BY drafts_pending LEFT JOIN draft_texts USING (seq) \
+const CLAIMABLE: &str = "FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
     WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
     ORDER BY drafts.seq LIMIT :want";
 const CLAIMING: &str = "WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :last \
@@ -672,7 +672,7 @@ fn a_claim_costs_the_same_whatever_waits_or_is_finished() {
         .unwrap();
     let (seq, among_others) = steps_of_a_claim(&connection);
     assert_eq!((seq, among_others), (7_001, alone));
-    let claiming = format!("UPDATE drafts INDEXED BY drafts_pending SET note = NULL {CLAIMING}");
+    let claiming = format!("UPDATE drafts INDEXED BY drafts_ready SET note = NULL {CLAIMING}");
     for statement in [format!("SELECT seq, raw_text {CLAIMABLE}"), claiming] {
         let mut literal = format!("EXPLAIN QUERY PLAN {statement}");
         for (parameter, value) in
@@ -682,7 +682,7 @@ fn a_claim_costs_the_same_whatever_waits_or_is_finished() {
         }
         let plan = rows(&connection, &literal).unwrap();
         assert!(plan.contains("SEARCH drafts USING"), "{plan}");
-        assert!(plan.contains("drafts_pending (due_at=? AND rowid>? AND rowid<?)"), "{plan}");
+        assert!(plan.contains("drafts_ready (due_at=? AND rowid>? AND rowid<?)"), "{plan}");
         assert!(!plan.contains("TEMP B-TREE"), "{plan}");
     }
     println!(r#"{{"test":"claim_cost","vm_steps_alone":{alone},"among_7000":{among_others}}}"#);
