@@ -30,10 +30,9 @@ CREATE TABLE drafts (
     -- First 8 bytes of SHA-256 over text, surface, agent, project, operator and provenance.
     id               TEXT NOT NULL UNIQUE
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
-        -- Bytes are counted too, because GLOB stops at a NUL. Written out, because looking for
-        -- any other character is five times dearer.
-        CHECK (length(CAST(id AS BLOB)) = 16
-               AND id GLOB '[0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f][0-9a-f]'),
+        -- Twice, because length() and GLOB stop at a NUL, and bytes alone could hold one.
+        CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
+               AND id NOT GLOB '*[^0-9a-f]*'),
     state            TEXT NOT NULL DEFAULT 'pending'
         -- Here and below CASE, not IN: for a list SQLite builds an index, row by row.
         CONSTRAINT "state is one of the six states"
@@ -209,19 +208,19 @@ INSERT INTO tally VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0);
 -- INSERT changes nothing.
 CREATE VIEW submissions AS
 SELECT id, submitted_at, source_surface, source_agent, source_project, operator, provenance_uri,
-       context_tags, raw_text, text_bytes, updated_at, revision
+       context_tags, updated_at, revision, raw_text
 FROM drafts JOIN draft_texts USING (seq);
 
 CREATE TRIGGER submissions_come_in INSTEAD OF INSERT ON submissions
 WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
 BEGIN
     INSERT INTO drafts (seq, id, submitted_at, source_surface, source_agent, source_project,
-                        operator, provenance_uri, context_tags, text_bytes, updated_at, revision)
+                        operator, provenance_uri, context_tags, updated_at, revision, text_bytes)
     VALUES (ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0) + 1,
             NEW.id, NEW.submitted_at, NEW.source_surface, NEW.source_agent, NEW.source_project,
             NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'),
-            ifnull(NEW.text_bytes, length(CAST(NEW.raw_text AS BLOB))),
-            ifnull(NEW.updated_at, NEW.submitted_at), ifnull(NEW.revision, 0));
+            ifnull(NEW.updated_at, NEW.submitted_at), ifnull(NEW.revision, 0),
+            length(CAST(NEW.raw_text AS BLOB)));
     INSERT INTO draft_texts (seq, raw_text) VALUES (last_insert_rowid(), NEW.raw_text);
 END;
 

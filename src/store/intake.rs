@@ -56,16 +56,11 @@ impl DraftStore {
                 let come = self.inner.group.take_waiting(MAX_GROUP - 1);
                 // A transaction, in which the tally can be brought forward, is taken by one in so
                 // many also by a draft alone; by chance, because a process may submit just one.
-                let submitted = if come.is_empty() && fastrand::u8(..) >= TALLYING {
+                if come.is_empty() && fastrand::u8(..) >= TALLYING {
                     self.submit_alone(draft)
                 } else {
                     self.submit_together(draft, come, lead)
-                };
-                submitted.inspect(|submission| {
-                    if submission.created {
-                        self.ring();
-                    }
-                })
+                }
             }
         }
     }
@@ -75,25 +70,37 @@ impl DraftStore {
     fn submit_alone(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
         let now = self.now_ms();
         let id = draft.id();
-        self.database().statement("submit a draft", |connection| {
-            let before = connection.total_changes();
+        let submission = self.database().statement("submit a draft", |connection| {
             let mut statement = connection.prepare_cached(
-                "INSERT INTO submissions (id, submitted_at, text_bytes, source_surface, \
-                     source_agent, source_project, operator, provenance_uri, context_tags, \
-                     updated_at, raw_text, revision) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+                "INSERT INTO submissions (id, submitted_at, source_surface, source_agent, \
+                     source_project, operator, provenance_uri, context_tags, updated_at, \
+                     raw_text, revision) \
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
             )?;
             let mut parameters = 1..;
             bind_draft(&mut statement, &mut parameters, draft, now)?;
             bind(&mut statement, &mut parameters, &[&draft.raw_text()])?;
-            statement.raw_execute()?;
-            // The trigger passes over an id that is there, and then nothing has changed.
-            if connection.total_changes() > before {
-                return Ok(Submission { id, state: DraftState::Pending, created: true });
+            loop {
+                let before = connection.total_changes();
+                statement.raw_execute()?;
+                if connection.total_changes() > before {
+                    return Ok(Submission { id, state: DraftState::Pending, created: true });
+                }
+                // The trigger passes over an id that is there; unless it is deleted by now.
+                if let Some(state) = state_of(connection, id)? {
+                    return Ok(Submission { id, state, created: false });
+                }
             }
-            let state = state_of(connection, id)?.ok_or(LibrarianError::UnknownDraft { id })?;
-            Ok(Submission { id, state, created: false })
-        })
+        })?;
+        self.ring_for(&[submission]);
+        Ok(submission)
+    }
+
+    /// Tell waiting runners, if there is something new.
+    fn ring_for(&self, submissions: &[Submission]) {
+        if submissions.iter().any(|submission| submission.created) {
+            self.ring();
+        }
     }
 
     /// Submit this draft and those of the threads that wait, and tell them.
@@ -122,6 +129,7 @@ impl DraftStore {
         let tickets = followers.into_iter().map(|(ticket, _)| ticket);
         match submissions {
             Ok(mut submissions) => {
+                self.ring_for(&submissions);
                 // `insert` answers for each draft, the leader's first.
                 let own = submissions.remove(0);
                 lead.serve(tickets.zip(submissions.into_iter().map(Some)));
@@ -153,9 +161,7 @@ impl DraftStore {
         let now = self.now_ms();
         let submissions =
             self.write("submit drafts", |transaction| insert(transaction, &drafts, now))?;
-        if submissions.iter().any(|submission| submission.created) {
-            self.ring();
-        }
+        self.ring_for(&submissions);
         Ok(submissions)
     }
 }
@@ -212,13 +218,15 @@ fn insert(connection: &Connection, drafts: &[&Draft], now: i64) -> Result<Vec<Su
 fn insert_chunk(connection: &Connection, chunk: &[(i64, &Draft)], now: i64) -> Result<(), Fault> {
     let rows = vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"; chunk.len()].join(", ");
     let mut statement = connection.prepare_cached(&format!(
-        "INSERT INTO drafts (seq, id, submitted_at, text_bytes, source_surface, source_agent, \
+        "INSERT INTO drafts (seq, text_bytes, id, submitted_at, source_surface, source_agent, \
              source_project, operator, provenance_uri, context_tags, updated_at, revision) \
          VALUES {rows}"
     ))?;
     let mut parameters = 1..;
     for (seq, draft) in chunk {
-        bind(&mut statement, &mut parameters, &[seq])?;
+        // A text is at most some MiB.
+        let bytes = i64::try_from(draft.raw_text().len()).unwrap_or(i64::MAX);
+        bind(&mut statement, &mut parameters, &[seq, &bytes])?;
         bind_draft(&mut statement, &mut parameters, draft, now)?;
     }
     statement.raw_execute()?;
@@ -240,8 +248,6 @@ fn bind_draft(
         &[
             &draft.id(),
             &unix_ms(metadata.submitted_at),
-            // A text is at most some MiB.
-            &i64::try_from(draft.raw_text().len()).unwrap_or(i64::MAX),
             &metadata.source_surface.as_str(),
             &metadata.source_agent,
             &metadata.source_project,
