@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use draftq::clock::{from_unix_ms, unix_ms};
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
 use rusqlite::Connection;
+use rusqlite::types::ValueRef;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -71,6 +72,27 @@ pub fn setting(name: &str, default: u64) -> u64 {
 /// The seed to repeat a random test with: from `DRAFTQ_TEST_SEED`, or a new one.
 pub fn seed() -> u64 {
     setting("DRAFTQ_TEST_SEED", fastrand::u64(..1 << 48))
+}
+
+/// What a statement gives, a line a row, values separated by `|`.
+pub fn rows(connection: &Connection, sql: &str) -> Result<String, rusqlite::Error> {
+    let mut statement = connection.prepare(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query([])?;
+    let mut lines = Vec::new();
+    while let Some(row) = rows.next()? {
+        let values = (0..columns).map(|column| {
+            Ok(match row.get_ref(column)? {
+                ValueRef::Null => String::new(),
+                ValueRef::Integer(value) => value.to_string(),
+                ValueRef::Real(value) => value.to_string(),
+                ValueRef::Text(value) => String::from_utf8_lossy(value).into_owned(),
+                ValueRef::Blob(value) => format!("{value:x?}"),
+            })
+        });
+        lines.push(values.collect::<Result<Vec<_>, rusqlite::Error>>()?.join("|"));
+    }
+    Ok(lines.join("\n"))
 }
 
 /// Every draft's history leads without a gap from its submission to the state it is in, and the

@@ -6,6 +6,7 @@
 mod evidence;
 mod fencing;
 mod file_version;
+mod growth;
 mod harness;
 mod intake;
 mod lifecycle;

@@ -10,10 +10,9 @@ use draftq::clock::unix_ms;
 use draftq::processor::MAX_DELAY;
 use draftq::store::claim::Claimed;
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, Outcome};
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, StatementStatus};
+use rusqlite::Connection;
 
-use crate::harness::{assert_whole, draft, have, store};
+use crate::harness::{assert_whole, draft, have, rows, store};
 
 /// A way to get at the file.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,26 +95,6 @@ impl Shell {
     fn ask(self, path: &Path, sql: &str) -> Result<String, String> {
         self.each(path, &[sql.to_owned()]).remove(0)
     }
-}
-
-fn rows(connection: &Connection, sql: &str) -> Result<String, rusqlite::Error> {
-    let mut statement = connection.prepare(sql)?;
-    let columns = statement.column_count();
-    let mut rows = statement.query([])?;
-    let mut lines = Vec::new();
-    while let Some(row) = rows.next()? {
-        let values = (0..columns).map(|column| {
-            Ok(match row.get_ref(column)? {
-                ValueRef::Null => String::new(),
-                ValueRef::Integer(value) => value.to_string(),
-                ValueRef::Real(value) => value.to_string(),
-                ValueRef::Text(value) => String::from_utf8_lossy(value).into_owned(),
-                ValueRef::Blob(value) => format!("{value:x?}"),
-            })
-        });
-        lines.push(values.collect::<Result<Vec<_>, rusqlite::Error>>()?.join("|"));
-    }
-    Ok(lines.join("\n"))
 }
 
 /// Everything in the file that a statement could have changed.
@@ -621,69 +600,4 @@ fn the_views_are_for_people() {
                     WHERE draft_history.at IS NULL";
         assert_eq!(ask(lost), "0", "{shell:?}");
     }
-}
-
-/// Where the claim looks, as it stands in its statements.
-const CLAIMABLE: &str = "FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
-    WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
-    ORDER BY drafts.seq LIMIT :want";
-const CLAIMING: &str = "WHERE state = 'pending' AND due_at = 0 AND seq > :after AND seq <= :last \
-    RETURNING seq, claim_token";
-
-fn steps_of_a_claim(connection: &Connection) -> (i64, i32) {
-    let mut statement = connection.prepare(&format!("SELECT seq, raw_text {CLAIMABLE}")).unwrap();
-    let seq = statement.query_row([0, i64::MAX, 1], |row| row.get(0)).unwrap();
-    (seq, statement.get_status(StatementStatus::VmStep))
-}
-
-#[test]
-fn a_claim_costs_the_same_whatever_waits_or_is_finished() {
-    let source: String = include_str!("../../src/store/claim.rs")
-        .split_whitespace()
-        .filter(|word| *word != "\\")
-        .collect::<Vec<_>>()
-        .join(" ");
-    for part in [CLAIMABLE, CLAIMING] {
-        assert!(source.contains(part), "the claim's statements are others now");
-    }
-
-    let (directory, store) = store();
-    let path = directory.path().join("drafts.db");
-    store.submit(&draft("last")).unwrap();
-    let connection = Connection::open(&path).unwrap();
-    let (_, alone) = steps_of_a_claim(&connection);
-
-    // The one to claim comes behind 5,000 that wait, 1,000 in processing and 1,000 finished.
-    let (other, crowded) = self::store();
-    let path = other.path().join("drafts.db");
-    let drafts: Vec<_> = (0..7_000).map(|number| draft(&format!("draft {number}"))).collect();
-    crowded.submit_many(&drafts).unwrap();
-    crowded.submit(&draft("last")).unwrap();
-    let connection = Connection::open(&path).unwrap();
-    connection
-        .execute_batch(
-            "BEGIN;
-             UPDATE drafts SET due_at = 253402300799999 - seq WHERE seq <= 5000;
-             UPDATE drafts SET state = 'processing', claimed_at = 1 WHERE seq BETWEEN 5001 AND 7000;
-             UPDATE drafts SET state = 'accepted', decision = 'accepted', claimed_at = NULL
-             WHERE seq > 6000 AND state = 'processing';
-             COMMIT;",
-        )
-        .unwrap();
-    let (seq, among_others) = steps_of_a_claim(&connection);
-    assert_eq!((seq, among_others), (7_001, alone));
-    let claiming = format!("UPDATE drafts INDEXED BY drafts_ready SET note = NULL {CLAIMING}");
-    for statement in [format!("SELECT seq, raw_text {CLAIMABLE}"), claiming] {
-        let mut literal = format!("EXPLAIN QUERY PLAN {statement}");
-        for (parameter, value) in
-            [(":after", "0"), (":until", "8000"), (":last", "8000"), (":want", "1")]
-        {
-            literal = literal.replace(parameter, value);
-        }
-        let plan = rows(&connection, &literal).unwrap();
-        assert!(plan.contains("SEARCH drafts USING"), "{plan}");
-        assert!(plan.contains("drafts_ready (due_at=? AND rowid>? AND rowid<?)"), "{plan}");
-        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
-    }
-    println!(r#"{{"test":"claim_cost","vm_steps_alone":{alone},"among_7000":{among_others}}}"#);
 }
