@@ -62,6 +62,8 @@ pub struct DraftRunSummary {
     pub exhausted: usize,
     /// What became of each draft, in the order in which they were finished.
     pub items: Vec<DraftRunItem>,
+    /// Decided drafts that are not among the items, because the runner was to list only so many.
+    pub items_left_out: usize,
 }
 
 impl DraftRunSummary {
@@ -165,7 +167,7 @@ pub struct Runner {
     stale_after: Duration,
     limit: Option<usize>,
     stop_at_error: bool,
-    keep_items: bool,
+    most_items: usize,
     cancellation: Cancellation,
     observer: Option<Observer>,
     registration: Mutex<Option<Arc<RunnerRegistration>>>,
@@ -195,7 +197,7 @@ impl Runner {
             stale_after: Duration::from_secs(DEFAULT_PROCESSING_STALE_SECS),
             limit: None,
             stop_at_error: false,
-            keep_items: true,
+            most_items: usize::MAX,
             cancellation: Cancellation::default(),
             observer: None,
             registration: Mutex::new(None),
@@ -222,10 +224,11 @@ impl Runner {
         Self { stop_at_error, ..self }
     }
 
-    /// Whether the summary lists each draft; it does by default, and grows with the run.
+    /// How many drafts the summary lists one by one; all by default, and then its memory grows
+    /// with the run.
     #[must_use]
-    pub fn keep_items(self, keep_items: bool) -> Self {
-        Self { keep_items, ..self }
+    pub fn most_items(self, most_items: usize) -> Self {
+        Self { most_items, ..self }
     }
 
     /// End early when this is asked for.

@@ -29,6 +29,10 @@ use super::{Context, from_one, from_zero, seconds, signals};
 /// How long a watch waits after an iteration that failed, for the first time in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So many drafts are listed in a line of a watch: it works for as long as it likes in the memory
+/// that it began with, and what became of the others is in the database.
+const LISTED: usize = 1_000;
+
 /// More workers than this are a slip of the hand: each is a thread and a program.
 const MAX_JOBS: usize = 1024;
 
@@ -251,7 +255,7 @@ impl Watch {
         let mut ready = self.processing.ready()?;
         let store = self.processing.store(context)?;
         let cancellation = self.processing.heed_signals()?;
-        let runner = self.processing.runner(&store, ready.name, &cancellation);
+        let runner = self.processing.runner(&store, ready.name, &cancellation).most_items(LISTED);
         let output = context.output_for_scripts();
         let mut waiter = Waiter::new(&store)?;
         let longest_pause = seconds(self.poll_secs.get());

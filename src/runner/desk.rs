@@ -324,9 +324,11 @@ impl<'r> Desk<'r> {
         let final_state = decision.target_state().dir_name();
         self.progress(|summary| {
             summary.count(decision);
-            if self.runner.keep_items {
+            if summary.items.len() < self.runner.most_items {
                 let final_state = final_state.to_owned();
                 summary.items.push(DraftRunItem { id: id.to_hex(), decision, final_state });
+            } else {
+                summary.items_left_out += 1;
             }
         });
         tracing::info!(

@@ -6,11 +6,12 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use draftq::DraftStore;
 use rusqlite::Connection;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::harness::Sandbox;
+use crate::harness::{Sandbox, draft};
 
 /// Longer than anything here takes, and shorter than the hour after which it looks by itself.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -101,6 +102,23 @@ fn looks_are_counted_and_what_did_nothing_is_not_printed() {
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(lines[0]["processor"], "exec");
     assert_eq!(lines[0]["summary"]["accepted"], 1);
+}
+
+#[test]
+fn a_line_lists_a_thousand_drafts_and_counts_the_rest() {
+    let sandbox = Sandbox::new();
+    let drafts: Vec<_> = (0..1_001).map(|number| draft(&format!("{number}"))).collect();
+    DraftStore::open(sandbox.db()).unwrap().submit_many(&drafts).unwrap();
+    let ran = sandbox.draftq(["watch", "--iterations", "1", "--defer"]);
+    let summary = &ran.expect(0).lines()[0]["summary"];
+    assert_eq!(summary["deferred"], 1_001);
+    assert_eq!(summary["items"].as_array().map(Vec::len), Some(1_000));
+    assert_eq!(summary["items_left_out"], 1);
+    // A run lists them all.
+    let ran = sandbox.draftq(["run", "--defer"]);
+    let summary = &ran.expect(70).lines()[0]["summary"];
+    assert_eq!(summary["items"].as_array().map(Vec::len), Some(1_001));
+    assert_eq!(summary["items_left_out"], 0);
 }
 
 #[test]
