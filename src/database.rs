@@ -2,8 +2,8 @@
 //! opened so that what is committed survives power loss.
 //!
 //! Three rules hold everywhere above this floor. Every writing transaction takes the write lock
-//! first (`BEGIN IMMEDIATE`), because SQLite fails at once, whatever the timeout, when a reader
-//! turns writer behind another's back. Every pragma is read back, because SQLite passes over one
+//! first (`BEGIN IMMEDIATE`) or is a single statement, because SQLite fails at once, whatever the
+//! timeout, when a reader turns writer behind another's back. Every pragma is read back, because SQLite passes over one
 //! that it does not know or cannot obey. And the file is opened through SQLite only: on POSIX,
 //! closing any other descriptor of it drops the locks that this process holds.
 

@@ -23,6 +23,8 @@ pub(super) struct Group {
 #[derive(Debug, Default)]
 struct State {
     led: bool,
+    /// Threads that wait, for a leader or for their own turn.
+    followers: usize,
     next_ticket: u64,
     /// Drafts that wait for a leader, first come first.
     waiting: Vec<(u64, Draft)>,
@@ -51,7 +53,9 @@ impl Group {
         state.next_ticket += 1;
         state.waiting.push((ticket, draft.clone()));
         loop {
+            state.followers += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.followers -= 1;
             match state.served.remove(&ticket) {
                 Some(Some(submission)) => return Role::Served(submission),
                 // Its leader failed: it leads next, for an error of its own.
@@ -103,8 +107,8 @@ impl Drop for Lead<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.led = false;
-        // Most often nobody waits, and asking the kernel to wake them takes a microsecond.
-        if !state.waiting.is_empty() || !state.served.is_empty() {
+        // Most often there are none, and asking the kernel to wake them takes a microsecond.
+        if state.followers > 0 {
             self.0.changed.notify_all();
         }
     }
