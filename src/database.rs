@@ -36,6 +36,9 @@ const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 /// How long a connection waits for others' locks unless it is configured otherwise.
 pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a thread that waits for a connection of the pool looks whether the first is free.
+const LOOK_AT_FIRST: Duration = Duration::from_millis(10);
+
 /// A connection's page cache, in KiB. A batch of moves touches more than SQLite's 2 MiB; what does
 /// not fit is written to the WAL before the commit, and read back.
 const CACHE_KIB: i64 = 8 * 1024;
@@ -206,25 +209,33 @@ impl Database {
 
     fn connection(&self) -> Result<Lease<'_>, Fault> {
         WAIT_LIMIT.set(self.busy_timeout);
-        match self.first.try_lock() {
-            Ok(connection) => return Ok(Lease::First(connection)),
-            // A panic in the middle of a transaction has rolled it back.
-            Err(TryLockError::Poisoned(poisoned)) => {
-                return Ok(Lease::First(poisoned.into_inner()));
+        let begun = Instant::now();
+        loop {
+            match self.first.try_lock() {
+                Ok(connection) => return Ok(Lease::First(connection)),
+                // A panic in the middle of a transaction has rolled it back.
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    return Ok(Lease::First(poisoned.into_inner()));
+                }
+                Err(TryLockError::WouldBlock) => {}
             }
-            Err(TryLockError::WouldBlock) => {}
+            // Not for all the time at once: the first may be free before one of the pool's.
+            let pool = self.more.get_or_init(|| self.pool());
+            if let Ok(connection) = pool.get_timeout(LOOK_AT_FIRST) {
+                return Ok(Lease::Pooled(connection));
+            }
+            if begun.elapsed() >= self.busy_timeout {
+                break;
+            }
         }
-        self.more.get_or_init(|| self.pool()).get().map(Lease::Pooled).map_err(|_| {
-            let error =
-                self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match error {
-                Some(error) => Fault::Sqlite(error),
-                // All connections were in use for as long as one waits for a lock.
-                None => Fault::Ours(LibrarianError::Busy {
-                    path: self.path.clone(),
-                    waited: self.busy_timeout,
-                }),
-            }
+        let error = self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(match error {
+            Some(error) => Fault::Sqlite(error),
+            // All connections were in use for as long as one waits for a lock.
+            None => Fault::Ours(LibrarianError::Busy {
+                path: self.path.clone(),
+                waited: self.busy_timeout,
+            }),
         })
     }
 
@@ -246,7 +257,6 @@ impl Database {
             .test_on_check_out(false)
             // It opens connections, now and then; one thread is enough for that.
             .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
-            .connection_timeout(self.busy_timeout.max(Duration::from_millis(1)))
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(connector)
     }
@@ -323,15 +333,15 @@ impl ManageConnection for Connector {
                 Err(Fault::Ours(_)) => Err(rusqlite::Error::InvalidQuery),
             }
         });
-        ready.inspect_err(|error| {
-            let copy = match error {
-                rusqlite::Error::SqliteFailure(code, text) => {
-                    rusqlite::Error::SqliteFailure(*code, text.clone())
-                }
-                _ => rusqlite::Error::InvalidQuery,
-            };
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(copy);
-        })
+        // Of what went wrong earlier and is mended nobody should be told.
+        let failure = ready.as_ref().err().map(|error| match error {
+            rusqlite::Error::SqliteFailure(code, text) => {
+                rusqlite::Error::SqliteFailure(*code, text.clone())
+            }
+            _ => rusqlite::Error::InvalidQuery,
+        });
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        ready
     }
 
     fn is_valid(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
@@ -620,4 +630,32 @@ fn wait_for_lock(count: i32) -> bool {
     };
     std::thread::sleep(Duration::from_micros(micros / 2 + fastrand::u64(0..micros)));
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_connection_gets_whichever_is_free_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let patience = Duration::from_secs(20);
+        let database = Database::open(&directory.path().join("drafts.db"), 2, patience).unwrap();
+        let first = database.connection().unwrap();
+        let pooled = database.connection().unwrap();
+        assert!(matches!((&first, &pooled), (Lease::First(_), Lease::Pooled(_))));
+        std::thread::scope(|scope| {
+            let (begun, waits) = std::sync::mpsc::channel();
+            let database = &database;
+            let waiting = scope.spawn(move || {
+                begun.send(()).unwrap();
+                matches!(database.connection(), Ok(Lease::First(_)))
+            });
+            waits.recv().unwrap();
+            // The pool's stays where it is for as long as anybody would wait for it.
+            drop(first);
+            assert!(waiting.join().unwrap());
+        });
+        drop(pooled);
+    }
 }
