@@ -35,6 +35,8 @@ pub struct PendingSnapshot {
     after: i64,
     /// Drafts beyond this came in later.
     until: i64,
+    /// As many as were seen: one that is requeued meanwhile may stand between the others.
+    remaining: usize,
 }
 
 impl PendingSnapshot {
@@ -47,18 +49,20 @@ impl PendingSnapshot {
     /// Whether nothing more is to be had from it.
     #[must_use]
     pub fn is_used_up(&self) -> bool {
-        self.after >= self.until
+        self.remaining == 0 || self.after >= self.until
     }
 
     /// What was asked for has been claimed, or there was nothing left.
     pub(crate) fn pass(&mut self, claimed: &[(i64, Claimed)]) {
         self.after = claimed.last().map_or(self.until, |(seq, _)| *seq);
+        self.remaining = self.remaining.saturating_sub(claimed.len());
     }
 
     /// These claims, the last that were made, were given back.
     pub(crate) fn take_back(&mut self, released: &[Box<Claim>]) {
         if let Some(first) = released.iter().map(|claim| claim.held.seq).min() {
             self.after = first - 1;
+            self.remaining += released.len();
         }
     }
 }
@@ -151,10 +155,13 @@ impl DraftStore {
                 )?
                 .query_row([], |row| row.get(0))
                 .optional()?;
+            let seen = usize::try_from(ready).unwrap_or(usize::MAX);
             Ok(PendingSnapshot {
-                pending_seen: usize::try_from(ready).unwrap_or(usize::MAX),
+                pending_seen: seen,
                 after: 0,
                 until: last.unwrap_or(0),
+                // A tally that was tampered with may be wrong; there is one if there is a last.
+                remaining: seen.max(1),
             })
         })
     }
@@ -228,7 +235,7 @@ impl DraftStore {
         snapshot: &PendingSnapshot,
         want: usize,
     ) -> Result<Exchanged, LibrarianError> {
-        let want = if snapshot.is_used_up() { 0 } else { want };
+        let want = if snapshot.is_used_up() { 0 } else { want.min(snapshot.remaining) };
         if settled.is_empty() && released.is_empty() && want == 0 {
             return Ok(Exchanged::default());
         }

@@ -75,8 +75,10 @@ impl Group {
         let mut state = self.lock();
         let mut bytes = 0;
         let fitting = state.waiting.iter().take(most).take_while(|(_, draft)| {
+            // The first fits whatever its length, or it would keep those behind it waiting.
+            let fits = bytes == 0 || bytes + draft.raw_text().len() <= MAX_BYTES;
             bytes += draft.raw_text().len();
-            bytes <= MAX_BYTES
+            fits
         });
         let fitting = fitting.count();
         state.waiting.drain(..fitting).collect()

@@ -109,6 +109,7 @@ struct Window {
     /// Places among the entries.
     after: usize,
     until: usize,
+    remaining: usize,
 }
 
 struct World {
@@ -162,6 +163,7 @@ impl World {
             snapshot: store.pending_snapshot().unwrap(),
             after: 0,
             until: 0,
+            remaining: 0,
         };
         let windows = [window(&handles[0]), window(&handles[1])];
         let runners = [0, 1].map(|at: usize| Some(handles[at].register_runner("model").unwrap()));
@@ -368,7 +370,7 @@ impl World {
             (0..self.entries.len()).filter(|place| self.entries[*place].is_ready()).collect();
         let until = ready.last().map_or(0, |last| last + 1);
         let seen = snapshot.pending_seen();
-        self.windows[handle] = Window { snapshot, after: 0, until };
+        self.windows[handle] = Window { snapshot, after: 0, until, remaining: ready.len() };
         same("pending_seen", seen, ready.len())
     }
 
@@ -381,7 +383,9 @@ impl World {
         let owner = runner.id();
         let window = &mut self.windows[handle];
         let said = ok(store.claim_next(runner, &mut window.snapshot))?;
-        let place = (window.after..window.until).find(|place| self.entries[*place].is_ready());
+        let place = (window.after..window.until)
+            .find(|place| self.entries[*place].is_ready())
+            .filter(|_| window.remaining > 0);
         let Some(place) = place else {
             window.after = window.until;
             same("is_used_up", window.snapshot.is_used_up(), true)?;
@@ -391,6 +395,7 @@ impl World {
             };
         };
         window.after = place + 1;
+        window.remaining -= 1;
         self.tokens += 1;
         let (now, token) = (self.now, self.tokens);
         let entry = &mut self.entries[place];
