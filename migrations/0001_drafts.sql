@@ -56,8 +56,9 @@ CREATE TABLE drafts (
     owner            INTEGER
         CONSTRAINT "owner goes with a claim_token"
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
-    -- How often the draft was claimed (and not released unseen); how often that ended in an error of the processor or the
-    -- death of its runner; how often the processor deferred it. A requeue sets errors to 0.
+    -- How often the draft was claimed (and not released unseen); how often that ended in an error
+    -- of the processor or the death of its runner; how often the processor deferred it. A requeue
+    -- sets errors to 0.
     claims           INTEGER NOT NULL DEFAULT 0 CHECK (claims >= 0),
     errors           INTEGER NOT NULL DEFAULT 0 CHECK (errors >= 0),
     defers           INTEGER NOT NULL DEFAULT 0 CHECK (defers >= 0),
@@ -187,7 +188,8 @@ CREATE INDEX history_of_draft ON history (draft) WHERE seq <> draft;
 
 -- draftq's own: how many drafts were in each state when the history went up to counted_to. To that
 -- it adds what has happened since, so that it need not go through all drafts to count them, and
--- brings this forward now and then. One row; or none, and then it counts anew.
+-- brings this forward now and then. One row; or none, and then it counts anew: DELETE FROM tally
+-- mends one that was tampered with.
 CREATE TABLE tally (
     counted_to  INTEGER NOT NULL,  -- history.seq
     pending     INTEGER NOT NULL,
@@ -205,7 +207,8 @@ INSERT INTO tally VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0);
 -- ── Submission ──────────────────────────────────────────────────────────────────────────────
 
 -- The way in: the draft and its text in one statement. The same id is the same draft: a second
--- INSERT changes nothing.
+-- INSERT changes nothing. (changes() is 0 either way, as it is for every view; the draft's seq and
+-- history tell.)
 CREATE VIEW submissions AS
 SELECT id, submitted_at, source_surface, source_agent, source_project, operator, provenance_uri,
        context_tags, updated_at, revision, raw_text
@@ -214,14 +217,19 @@ FROM drafts JOIN draft_texts USING (seq);
 CREATE TRIGGER submissions_come_in INSTEAD OF INSERT ON submissions
 WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
 BEGIN
+    -- Here, because the statement's OR IGNORE would pass over a constraint.
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a draft without a text')
+    WHERE ifnull(trim(NEW.raw_text, char(9, 10, 13, 32)), '') = '';
     INSERT INTO drafts (seq, id, submitted_at, source_surface, source_agent, source_project,
                         operator, provenance_uri, context_tags, updated_at, revision, text_bytes)
     VALUES (ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0) + 1,
             NEW.id, NEW.submitted_at, NEW.source_surface, NEW.source_agent, NEW.source_project,
             NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'),
-            ifnull(NEW.updated_at, NEW.submitted_at), ifnull(NEW.revision, 0),
+            ifnull(NEW.updated_at, ifnull(NEW.submitted_at, 0)), ifnull(NEW.revision, 0),
             length(CAST(NEW.raw_text AS BLOB)));
-    INSERT INTO draft_texts (seq, raw_text) VALUES (last_insert_rowid(), NEW.raw_text);
+    -- By its id: if the row above was passed over, the last rowid is another draft's.
+    INSERT INTO draft_texts (seq, raw_text)
+    VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
 END;
 
 -- An id that is there stands in the way of INSERT OR REPLACE, which would delete the old row without
@@ -384,10 +392,14 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: a text goes with its draft');
 END;
 
--- By the database, at its end, and for a draft that is in that state.
+-- By the database, at its end, and for a draft that is in that state; without one only to keep
+-- the place of those that are gone.
 CREATE TRIGGER history_is_appended_to BEFORE INSERT ON history
 WHEN NEW.seq > 0
-  OR NEW.to_state <> ifnull((SELECT state FROM drafts WHERE seq = NEW.draft), 'deleted')
+  OR NEW.to_state <> ifnull(
+         (SELECT state FROM drafts WHERE seq = NEW.draft),
+         CASE WHEN NEW.draft = 0 AND NEW.event = 'deleted' AND NEW.from_state = 'deleted'
+              THEN 'deleted' ELSE '' END)
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
 END;
@@ -399,7 +411,7 @@ END;
 
 CREATE TRIGGER history_goes_with_its_draft BEFORE DELETE ON history
 WHEN EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
-  OR (OLD.draft = 0 AND NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq))
+  OR NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq)
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: a history goes with its draft');
 END;

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::ops::RangeFrom;
 
-use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
+use rusqlite::{Connection, Statement, ToSql};
 use serde::Serialize;
 
 use super::group::{Lead, Role};
+use super::tally::last_event;
 use super::{DraftStore, state_of, tags_json};
 use crate::clock::unix_ms;
 use crate::database::Fault;
@@ -199,12 +200,7 @@ fn insert(connection: &Connection, drafts: &[&Draft], now: i64) -> Result<Vec<Su
         states.insert(id, state);
         submissions.push(Submission { id, state, created: there.is_none() });
     }
-    let last = connection
-        .prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    let first = last.unwrap_or(0_i64) + 1;
-    let new: Vec<(i64, &Draft)> = (first..).zip(new).collect();
+    let new: Vec<(i64, &Draft)> = (last_event(connection)? + 1..).zip(new).collect();
     let mut rest = new.as_slice();
     for size in CHUNKS {
         while let Some((chunk, others)) = rest.split_at_checked(size) {

@@ -5,10 +5,10 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use rusqlite::OptionalExtension as _;
 use rustix::fs::OFlags;
 
 use super::DraftStore;
+use super::tally::last_event;
 use crate::error::LibrarianError;
 
 /// The bell's file, among the runners' lock files.
@@ -49,11 +49,7 @@ impl DraftStore {
     /// queue and the history are.
     pub(crate) fn outlook(&self, since: i64) -> Result<Outlook, LibrarianError> {
         self.database().read("look for work", |connection| {
-            let mark = connection
-                .prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?
-                .query_row([], |row| row.get(0))
-                .optional()?
-                .unwrap_or(0);
+            let mark = last_event(connection)?;
             let work = mark > since
                 && connection
                     .prepare_cached(

@@ -40,7 +40,7 @@ const COUNTED_ANEW: &str = "SELECT ifnull((SELECT seq FROM history ORDER BY seq 
 impl Tally {
     /// The counts of this moment. To be called in a transaction, which makes it one moment.
     pub(super) fn now(connection: &Connection) -> Result<Self, Fault> {
-        match Self::stored(connection)? {
+        match Self::stored(connection, last_event(connection)?)? {
             Some(mut tally) => {
                 tally.add_what_followed(connection)?;
                 Ok(tally)
@@ -64,9 +64,11 @@ impl Tally {
         number(self.delayed)
     }
 
-    fn stored(connection: &Connection) -> Result<Option<Self>, Fault> {
+    /// The stored one, if it is there and is of no event that is still to come.
+    fn stored(connection: &Connection, last: i64) -> Result<Option<Self>, Fault> {
         let mut statement = connection.prepare_cached("SELECT * FROM tally")?;
-        Ok(statement.query_row([], Self::of).optional()?)
+        let stored = statement.query_row([], Self::of).optional()?;
+        Ok(stored.filter(|tally| tally.counted_to <= last))
     }
 
     fn of(row: &Row<'_>) -> Result<Self, rusqlite::Error> {
@@ -95,13 +97,15 @@ impl Tally {
             }
             for (count, state) in self.states.iter_mut().zip(DraftState::ALL) {
                 let name = state.dir_name().as_bytes();
-                *count -= i64::from(from.as_bytes().is_ok_and(|from| from == name));
-                *count += i64::from(to.as_bytes().is_ok_and(|to| to == name));
+                let left = from.as_bytes().is_ok_and(|from| from == name);
+                let came = to.as_bytes().is_ok_and(|to| to == name);
+                *count = count.saturating_add(i64::from(came) - i64::from(left));
             }
         }
-        self.text_bytes += connection
+        let bytes = connection
             .prepare_cached("SELECT ifnull(sum(text_bytes), 0) FROM drafts WHERE seq > ?1")?
-            .query_row([since], |row| row.get::<_, i64>(0))?;
+            .query_row([since], |row| row.get(0))?;
+        self.text_bytes = self.text_bytes.saturating_add(bytes);
         Ok(())
     }
 }
@@ -109,16 +113,14 @@ impl Tally {
 /// Bring the stored tally forward if it lies far behind. To be called at the end of a transaction
 /// that writes.
 pub(super) fn keep_up(connection: &Connection) -> Result<(), Fault> {
-    let Some(mut tally) = Tally::stored(connection)? else {
+    let last = last_event(connection)?;
+    let Some(mut tally) = Tally::stored(connection, last)? else {
         // A draft was deleted, which leaves it to us to count.
+        connection.execute("DELETE FROM tally", [])?;
         connection.execute(&format!("INSERT INTO tally {COUNTED_ANEW}"), [])?;
         return Ok(());
     };
-    let last: Option<i64> = connection
-        .prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    if last.unwrap_or(0) - tally.counted_to < MOST_BEHIND {
+    if last.saturating_sub(tally.counted_to) < MOST_BEHIND {
         return Ok(());
     }
     tally.add_what_followed(connection)?;
@@ -139,6 +141,13 @@ pub(super) fn keep_up(connection: &Connection) -> Result<(), Fault> {
             tally.text_bytes,
         ])?;
     Ok(())
+}
+
+/// The seq of the history's last event; 0 if there is none.
+pub(super) fn last_event(connection: &Connection) -> Result<i64, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 fn number(count: i64) -> u64 {

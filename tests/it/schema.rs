@@ -377,6 +377,36 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             if seq.parse::<i64>().unwrap() > 0 { EDIT } else { CHECK },
         );
     }
+    // Events of drafts that are not there, or are in another state.
+    for event in ["'submitted', NULL", "'deleted', 'deleted'", "'decided', 'pending'"] {
+        for draft in [0, 99] {
+            for or in ["", "OR IGNORE", "OR REPLACE"] {
+                let to =
+                    if draft == 0 && event.starts_with("'deleted") { "pending" } else { "deleted" };
+                attack(
+                    format!(
+                        "INSERT {or} INTO history (draft, event, from_state, to_state, at, by_hand) \
+                         VALUES ({draft}, {event}, '{to}', 0, 0)"
+                    ),
+                    EDIT,
+                );
+            }
+        }
+    }
+    // A draft without its text, whatever is to be passed over.
+    for or in ["", "OR IGNORE", "OR FAIL", "OR REPLACE"] {
+        for (id, text) in
+            [("00000000000000aa", "NULL"), ("00000000000000aa", "' \n'"), ("bad", "'x'")]
+        {
+            attack(
+                format!(
+                    "INSERT {or} INTO submissions (id, submitted_at, source_surface, raw_text) \
+                     VALUES ('{id}', 0, 'cli', {text})"
+                ),
+                if id == "bad" && or != "OR IGNORE" { CHECK } else { INSERT },
+            );
+        }
+    }
     for (draft, to) in [("99", "pending"), ("1", "quarantined")] {
         attack(
             format!(
@@ -539,11 +569,29 @@ fn a_finished_draft_goes_whole() {
         assert_eq!(shell.ask(&path, left).unwrap(), last, "{shell:?}");
         let hidden = shell.ask(&path, "DELETE FROM history WHERE draft = 0").unwrap_err();
         assert!(hidden.contains("draftq: illegal delete"), "{shell:?}: {hidden}");
+        // Laid behind it, one more is the last, and stays as well.
+        for (statement, refusal) in [
+            (
+                "INSERT INTO history (draft, event, from_state, to_state, at, by_hand) \
+                 VALUES (0, 'deleted', 'deleted', 'deleted', 0, 1)",
+                None,
+            ),
+            ("DELETE FROM history WHERE seq = 8", Some("draftq: illegal delete")),
+            ("DELETE FROM history WHERE seq = 7", None),
+        ] {
+            let answer = shell.ask(&path, statement);
+            match (answer, refusal) {
+                (Err(message), Some(refusal)) => assert!(message.contains(refusal), "{message}"),
+                (answer, refusal) => assert!(answer.is_ok() && refusal.is_none(), "{statement}"),
+            }
+        }
+        let last = shell.ask(&path, "SELECT max(seq) FROM history").unwrap();
+        assert_eq!(last, "8", "{shell:?}");
         let stats = store.stats().unwrap();
         assert_eq!((stats.drafts, stats.text_bytes), (1, 5), "{shell:?}: counted anew");
         // Its place is not given to another, and neither are those of its events.
         bring_to(&store, "goes", DraftState::Pending);
-        assert_eq!(shell.ask(&path, "SELECT max(seq) FROM drafts").unwrap(), "8", "{shell:?}");
+        assert_eq!(shell.ask(&path, "SELECT max(seq) FROM drafts").unwrap(), "9", "{shell:?}");
         let stats = store.stats().unwrap();
         assert_eq!((stats.drafts, stats.text_bytes), (2, 9), "{shell:?}");
         assert_whole(&path);
