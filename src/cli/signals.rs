@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use draftq::LibrarianError;
-use draftq::processors::command::kill_running_programs;
+use draftq::processors::command::{kill_running_programs, kill_running_programs_and_exit};
 use draftq::runner::Cancellation;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,8 +25,7 @@ pub fn cancel_on_signal(
     let wait = move || {
         for signal in signals.forever() {
             if cancellation.is_cancelled() {
-                kill_running_programs();
-                std::process::exit(128 + signal);
+                kill_running_programs_and_exit(128 + signal);
             }
             say("draftq: finishing what is in hand; signal again to stop at once");
             cancellation.cancel();

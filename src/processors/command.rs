@@ -170,7 +170,14 @@ impl DraftProcessor for CommandProcessor {
 /// waiting for the programs to be gone. To be called from an ordinary thread, not from within a
 /// signal handler: it takes locks.
 pub fn kill_running_programs() {
-    registry::RUNNING.stop();
+    drop(registry::RUNNING.stop());
+}
+
+/// As [`kill_running_programs`], and end this process at once, before a worker can take the end of
+/// its program for an answer: its draft goes back as that of any dead runner.
+pub fn kill_running_programs_and_exit(code: i32) -> ! {
+    let _untold = registry::RUNNING.stop();
+    std::process::exit(code)
 }
 
 /// The absolute path of the program, or the path at fault and what is wrong with it.

@@ -71,14 +71,17 @@ impl Registry {
         child.wait()
     }
 
-    /// Kill all that run, and start no more.
-    pub(super) fn stop(&self) {
+    /// Kill all that run, and start no more. Until what is returned is dropped, nobody learns how
+    /// they ended.
+    pub(super) fn stop(&self) -> impl Drop {
         *self.stopping.write().unwrap_or_else(PoisonError::into_inner) = true;
-        for pid in self.groups().iter().copied().filter_map(Pid::from_raw) {
+        let groups = self.groups();
+        for pid in groups.iter().copied().filter_map(Pid::from_raw) {
             let _ = kill_process_group(pid, Signal::KILL);
             // It may have gone over to another group.
             let _ = kill_process(pid, Signal::KILL);
         }
+        groups
     }
 
     /// Whether all were killed, and no more are started.
