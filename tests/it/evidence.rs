@@ -11,6 +11,7 @@
 //! | variable | size of the long form | if not set |
 //! |---|---|---|
 //! | `DRAFTQ_TEST_KILLS` | SIGKILLs in the torture | 10000 |
+//! | `DRAFTQ_TEST_QUICK_KILLS` | SIGKILLs of runners that batch | 600 |
 //! | `DRAFTQ_TEST_STORM` | drafts for eight runners | 5000 |
 //! | `DRAFTQ_TEST_FROZEN` | runners that come back late | 1000 |
 //! | `DRAFTQ_TEST_DEATHS` | dead owners that a watch notices | 100 |
@@ -24,6 +25,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
 mod audit;
+mod batched;
 mod deaths;
 mod frozen;
 mod starts;
