@@ -1,25 +1,24 @@
 //! Waiting for work without asking all the time.
 //!
-//! Four things wake a waiting runner. A **bell**: who submits or requeues writes to a small file
-//! after the commit, and inotify tells within some ten microseconds. The **end of a runner**: the
-//! kernel closes its lock file, which inotify tells as well. A **due time**, which is known
-//! beforehand. And a **net** for writers that do not ring, such as a SQL shell: a cheap look at
-//! the end of the history, three times a second.
+//! Four things wake a waiting runner. The **wakeup file**: whoever submits or requeues writes to it
+//! after the commit, and inotify reports that within some ten microseconds. The **end of a
+//! runner**: the kernel closes its lock file, which inotify reports as well. A **due time**, which
+//! is known beforehand. And **polling**, for writers that do not notify, such as a SQL shell: a
+//! cheap query for the end of the history, three times a second.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use inotify::{EventMask, Inotify, WatchMask};
+use inotify::{EventMask, Inotify};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::database::make_private_directory;
 use crate::error::LibrarianError;
 use crate::runner::Cancellation;
 use crate::store::DraftStore;
-use crate::store::news::BELL;
+use crate::store::wakeup::WAKEUP_FILE;
 
-/// How often to look for those who did not ring, and at whether somebody wants an end.
-const NET_INTERVAL: Duration = Duration::from_millis(300);
+/// How often to poll for new work of writers that do not notify, and for a cancellation.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How often to ask whether the other runners live.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(900);
@@ -45,7 +44,7 @@ pub enum Wake {
 #[derive(Debug)]
 pub struct Waiter {
     store: DraftStore,
-    ears: Option<Inotify>,
+    inotify: Option<Inotify>,
     mark: i64,
     next_liveness: Instant,
 }
@@ -58,9 +57,9 @@ impl Waiter {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn new(store: &DraftStore) -> Result<Self, LibrarianError> {
-        let ears = listen(store).ok();
+        let inotify = store.listen().ok();
         let mut waiter =
-            Self { store: store.clone(), ears, mark: 0, next_liveness: Instant::now() };
+            Self { store: store.clone(), inotify, mark: 0, next_liveness: Instant::now() };
         waiter.mark()?;
         Ok(waiter)
     }
@@ -71,11 +70,11 @@ impl Waiter {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn mark(&mut self) -> Result<(), LibrarianError> {
-        if self.ears.is_none() {
-            self.ears = listen(&self.store).ok();
+        if self.inotify.is_none() {
+            self.inotify = self.store.listen().ok();
         }
         // Nothing is newer than the end of time.
-        self.mark = self.store.outlook(i64::MAX)?.mark;
+        self.mark = self.store.new_work(i64::MAX)?.last_event;
         Ok(())
     }
 
@@ -103,13 +102,13 @@ impl Waiter {
                 return Ok(Wake::Work);
             }
             if now >= next_look {
-                next_look = now + NET_INTERVAL;
-                let outlook = self.store.outlook(self.mark)?;
-                if outlook.work {
+                next_look = now + POLL_INTERVAL;
+                let new_work = self.store.new_work(self.mark)?;
+                if new_work.work {
                     return Ok(Wake::Work);
                 }
-                self.mark = outlook.mark;
-                due = outlook.next_due_ms.map(|due_ms| {
+                self.mark = new_work.last_event;
+                due = new_work.next_due_ms.map(|due_ms| {
                     let left = due_ms.saturating_sub(self.store.clock().now_ms()).max(0);
                     now + Duration::from_millis(left.unsigned_abs()).min(deadline - now)
                 });
@@ -122,71 +121,61 @@ impl Waiter {
             }
             let until = [Some(deadline), due, Some(next_look), Some(self.next_liveness)];
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
-            match self.hear(until) {
-                Heard::Bell => return Ok(Wake::Work),
-                Heard::End => self.next_liveness = Instant::now() + LOCK_RELEASE,
-                Heard::Nothing => {}
+            match self.wait_for_event(until) {
+                Event::Notified => return Ok(Wake::Work),
+                Event::RunnerEnded => self.next_liveness = Instant::now() + LOCK_RELEASE,
+                Event::None => {}
             }
         }
     }
 
-    /// Listen until then, or until something is heard.
-    fn hear(&mut self, until: Instant) -> Heard {
+    /// Wait until then, or until inotify reports something.
+    fn wait_for_event(&mut self, until: Instant) -> Event {
         let left = until.saturating_duration_since(Instant::now());
-        let Some(ears) = &mut self.ears else {
+        let Some(inotify) = &mut self.inotify else {
             std::thread::sleep(left);
-            return Heard::Nothing;
+            return Event::None;
         };
         // An interruption or an odd timeout ends the wait early: the loop looks round and goes on.
         let timeout = Timespec::try_from(left).ok();
-        let _ = poll(&mut [PollFd::new(&*ears, PollFlags::IN)], timeout.as_ref());
-        let mut heard = Heard::Nothing;
+        let _ = poll(&mut [PollFd::new(&*inotify, PollFlags::IN)], timeout.as_ref());
+        let mut event_seen = Event::None;
         let mut buffer = [0; 4096];
         loop {
-            let events = match ears.read_events(&mut buffer) {
+            let events = match inotify.read_events(&mut buffer) {
                 Ok(events) => events,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return event_seen,
                 Err(_) => {
-                    self.ears = None;
-                    return Heard::Bell;
+                    self.inotify = None;
+                    return Event::Notified;
                 }
             };
             for event in events {
                 if event.mask.contains(EventMask::IGNORED) {
                     // The directory was deleted. Listen to the new one, and look.
-                    self.ears = listen(&self.store).ok();
-                    return Heard::Bell;
+                    self.inotify = self.store.listen().ok();
+                    return Event::Notified;
                 }
-                let bell = event.name.is_none_or(|name| name == BELL);
-                heard = if bell { Heard::Bell } else { heard.or(Heard::End) };
+                let wakeup = event.name.is_none_or(|name| name == WAKEUP_FILE);
+                event_seen =
+                    if wakeup { Event::Notified } else { event_seen.or(Event::RunnerEnded) };
             }
         }
     }
 }
 
-/// What was heard.
+/// What inotify reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Heard {
-    Nothing,
+enum Event {
+    None,
     /// A runner's lock file was closed.
-    End,
-    Bell,
+    RunnerEnded,
+    /// Somebody wrote to the wakeup file.
+    Notified,
 }
 
-impl Heard {
+impl Event {
     fn or(self, other: Self) -> Self {
-        if self == Self::Nothing { other } else { self }
+        if self == Self::None { other } else { self }
     }
-}
-
-/// Make the bell, if there is none, and listen to it and to the lock files beside it.
-fn listen(store: &DraftStore) -> io::Result<Inotify> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let directory = store.runners_directory();
-    make_private_directory(directory)?;
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(directory.join(BELL))?;
-    let inotify = Inotify::init()?;
-    // Each ring opens, writes and closes, and so does the end of a runner that held a lock.
-    inotify.watches().add(directory, WatchMask::CLOSE_WRITE)?;
-    Ok(inotify)
 }

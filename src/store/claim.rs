@@ -15,7 +15,7 @@ use super::recovery::RunnerRegistration;
 use super::tally::Tally;
 use super::{DraftStore, DraftTransition, draft_columns, draft_of};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
-use crate::database::Fault;
+use crate::database::TransactionError;
 use crate::draft::{Draft, DraftId};
 use crate::error::{LibrarianError, ProcessorError};
 use crate::processor::{MAX_DELAY, Outcome};
@@ -264,7 +264,7 @@ impl DraftStore {
             Ok(Exchanged { held, claimed })
         })?;
         if !released.is_empty() {
-            self.ring();
+            self.notify();
         }
         Ok(exchanged)
     }
@@ -373,7 +373,7 @@ fn claim(
     snapshot: &PendingSnapshot,
     want: usize,
     now: i64,
-) -> Result<Vec<(i64, Claimed)>, Fault> {
+) -> Result<Vec<(i64, Claimed)>, TransactionError> {
     let registered: bool = connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM runners WHERE id = ?1 AND ended_at IS NULL)")?
         .query_row([runner], |row| row.get(0))?;
@@ -438,7 +438,7 @@ fn next_ready(
     connection: &Connection,
     snapshot: &PendingSnapshot,
     want: usize,
-) -> Result<Vec<Ready>, Fault> {
+) -> Result<Vec<Ready>, TransactionError> {
     let mut statement = connection.prepare_cached(concat!(
         "SELECT ",
         draft_columns!(),
@@ -475,7 +475,7 @@ fn next_ready(
 
 /// The move back to pending of what was claimed ahead and not begun: as if it had not been
 /// claimed. If the claim was lost, there is nothing to give back.
-fn release(connection: &Connection, held: &Held, now: i64) -> Result<(), Fault> {
+fn release(connection: &Connection, held: &Held, now: i64) -> Result<(), TransactionError> {
     connection
         .prepare_cached(
             "UPDATE drafts SET state = 'pending', claims = claims - 1, claimed_at = NULL, \
@@ -496,7 +496,7 @@ fn finish(
     connection: &Connection,
     finished: &[(&Held, &Outcome)],
     now: i64,
-) -> Result<Vec<bool>, Fault> {
+) -> Result<Vec<bool>, TransactionError> {
     let drafts: HashSet<i64> = finished.iter().map(|(held, _)| held.seq).collect();
     if drafts.len() < finished.len() {
         // An old claim of a draft beside a newer one: one by one, so that each gets its own answer.
@@ -528,7 +528,7 @@ fn finish_chunk(
     chunk: &[(&Held, &Outcome)],
     now: i64,
     moved: &mut HashSet<i64>,
-) -> Result<(), Fault> {
+) -> Result<(), TransactionError> {
     let row = "(?, ?, ?, ?, ?, ?, ?)";
     let rows = vec![row; chunk.len()].join(", ");
     // Or else a trigger would be asked, draft by draft, whether it changes.
@@ -578,7 +578,12 @@ fn delay_of(outcome: &Outcome) -> Option<Duration> {
 }
 
 /// Keep a late outcome, which changed nothing, as an event.
-fn refuse(connection: &Connection, held: &Held, outcome: &Outcome, now: i64) -> Result<(), Fault> {
+fn refuse(
+    connection: &Connection,
+    held: &Held,
+    outcome: &Outcome,
+    now: i64,
+) -> Result<(), TransactionError> {
     connection
         .prepare_cached(
             "INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, \
@@ -602,7 +607,7 @@ fn give_up(
     held: &Held,
     error: &LibrarianError,
     now: i64,
-) -> Result<bool, Fault> {
+) -> Result<bool, TransactionError> {
     let (class, text) = (error.class(), stored_text(error));
     let recorded = connection
         .prepare_cached(

@@ -11,7 +11,7 @@ use super::group::{Lead, Role};
 use super::tally::last_event;
 use super::{DraftStore, state_of, tags_json};
 use crate::clock::unix_ms;
-use crate::database::Fault;
+use crate::database::TransactionError;
 use crate::draft::{Draft, DraftId};
 use crate::error::LibrarianError;
 use crate::state::DraftState;
@@ -93,14 +93,14 @@ impl DraftStore {
                 }
             }
         })?;
-        self.ring_for(&[submission]);
+        self.notify_of(&[submission]);
         Ok(submission)
     }
 
     /// Tell waiting runners, if there is something new.
-    fn ring_for(&self, submissions: &[Submission]) {
+    fn notify_of(&self, submissions: &[Submission]) {
         if submissions.iter().any(|submission| submission.created) {
-            self.ring();
+            self.notify();
         }
     }
 
@@ -130,7 +130,7 @@ impl DraftStore {
         let tickets = followers.into_iter().map(|(ticket, _)| ticket);
         match submissions {
             Ok(mut submissions) => {
-                self.ring_for(&submissions);
+                self.notify_of(&submissions);
                 // `insert` answers for each draft, the leader's first.
                 let own = submissions.remove(0);
                 lead.serve(tickets.zip(submissions.into_iter().map(Some)));
@@ -162,7 +162,7 @@ impl DraftStore {
         let now = self.now_ms();
         let submissions =
             self.write("submit drafts", |transaction| insert(transaction, &drafts, now))?;
-        self.ring_for(&submissions);
+        self.notify_of(&submissions);
         Ok(submissions)
     }
 }
@@ -182,7 +182,11 @@ const MAX_BOUND_BYTES: usize = 1024 * 1024;
 
 /// Insert those drafts that are new, in their order, and answer for each. By its own statements
 /// instead of through `submissions`: a view's trigger opens every table anew for each row.
-fn insert(connection: &Connection, drafts: &[&Draft], now: i64) -> Result<Vec<Submission>, Fault> {
+fn insert(
+    connection: &Connection,
+    drafts: &[&Draft],
+    now: i64,
+) -> Result<Vec<Submission>, TransactionError> {
     let mut states = HashMap::with_capacity(drafts.len());
     let mut new = Vec::with_capacity(drafts.len());
     let mut submissions = Vec::with_capacity(drafts.len());
@@ -211,7 +215,11 @@ fn insert(connection: &Connection, drafts: &[&Draft], now: i64) -> Result<Vec<Su
     Ok(submissions)
 }
 
-fn insert_chunk(connection: &Connection, chunk: &[(i64, &Draft)], now: i64) -> Result<(), Fault> {
+fn insert_chunk(
+    connection: &Connection,
+    chunk: &[(i64, &Draft)],
+    now: i64,
+) -> Result<(), TransactionError> {
     let rows = vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"; chunk.len()].join(", ");
     let mut statement = connection.prepare_cached(&format!(
         "INSERT INTO drafts (seq, text_bytes, id, submitted_at, source_surface, source_agent, \
@@ -236,7 +244,7 @@ fn bind_draft(
     parameters: &mut RangeFrom<usize>,
     draft: &Draft,
     now: i64,
-) -> Result<(), Fault> {
+) -> Result<(), TransactionError> {
     let metadata = draft.metadata();
     bind(
         statement,
@@ -260,14 +268,14 @@ fn bind(
     statement: &mut Statement<'_>,
     parameters: &mut RangeFrom<usize>,
     values: &[&dyn ToSql],
-) -> Result<(), Fault> {
+) -> Result<(), TransactionError> {
     for (value, parameter) in values.iter().zip(parameters) {
         statement.raw_bind_parameter(parameter, value)?;
     }
     Ok(())
 }
 
-fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Fault> {
+fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), TransactionError> {
     let mut rest = texts;
     for size in CHUNKS {
         while let Some((chunk, others)) = rest.split_at_checked(size) {

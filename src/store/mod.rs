@@ -5,7 +5,7 @@
 //! | `intake.rs` | it is submitted, with others that come at the same time (`group.rs`) |
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
-//! | `news.rs` | it wakes a runner that waits |
+//! | `wakeup.rs`, `new_work.rs` | it wakes a waiting runner |
 //! | `view.rs` | it is looked at, and counted (`tally.rs`) |
 //! | `upkeep.rs` | an operator does something about it |
 //!
@@ -15,11 +15,13 @@
 pub mod claim;
 mod group;
 pub mod intake;
-pub(crate) mod news;
+mod liveness;
+pub(crate) mod new_work;
 pub mod recovery;
 mod tally;
 pub mod upkeep;
 pub mod view;
+pub(crate) mod wakeup;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +32,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use rusqlite::{Row, Transaction, params};
 
 use crate::clock::{Clock, from_unix_ms};
-use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, Fault};
+use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, TransactionError};
 use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft, DraftId, DraftMetadata, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
@@ -51,7 +53,7 @@ pub struct DraftStore {
 #[derive(Debug)]
 struct Inner {
     database: Database,
-    /// Holds the runners' lock files and the bell.
+    /// Holds the runners' lock files and the wakeup file.
     runners_directory: PathBuf,
     group: group::Group,
     clock: Clock,
@@ -186,7 +188,7 @@ impl DraftStore {
     fn write<T>(
         &self,
         doing: &'static str,
-        body: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
         self.database().write(doing, |transaction| {
             let value = body(transaction)?;
@@ -308,7 +310,10 @@ impl FromSql for DraftSourceSurface {
 }
 
 /// The state of the draft with this id, if there is one.
-fn state_of(connection: &rusqlite::Connection, id: DraftId) -> Result<Option<DraftState>, Fault> {
+fn state_of(
+    connection: &rusqlite::Connection,
+    id: DraftId,
+) -> Result<Option<DraftState>, TransactionError> {
     use rusqlite::OptionalExtension as _;
     let state = connection
         .prepare_cached("SELECT state FROM drafts WHERE id = ?1")?

@@ -1,25 +1,19 @@
-//! A runner is registered, dies, and its drafts go back.
+//! A runner registers; when it is dead, its drafts go back.
 //!
-//! Time alone cannot tell a dead runner from a slow one. So each runner holds an exclusive lock
-//! (`flock`) on a file of its own, beside the database, for as long as it lives; the kernel frees
-//! it at death, however that comes, and a pid that is used again means nothing to it. Whoever
-//! finds the lock free knows the runner dead and takes its drafts back at once; while it is held,
-//! age takes nothing. Age decides only where nobody can be asked: for claims without an owner,
-//! and where the lock file is gone.
+//! Whoever finds the lock of a runner free (`liveness.rs`) knows that it is dead and returns its
+//! drafts at once; while the lock is held, a claim is never taken by age. Age decides only where
+//! there is no lock to test: for claims without an owner, and where the lock file is gone.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rusqlite::{Connection, named_params, params};
-use rustix::fs::OFlags;
 
+use super::liveness::{Here, Liveness, LockEntry, take_new_lock};
 use super::{DraftStore, DraftTransition};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
-use crate::database::{Fault, make_private_directory};
+use crate::database::TransactionError;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
@@ -58,17 +52,6 @@ impl Drop for RunnerRegistration {
             let _ = fs::remove_file(&self.lock_path);
         }
     }
-}
-
-/// Whether a runner lives, as far as can be known from here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Liveness {
-    Alive,
-    Dead,
-    /// Its lock file is gone.
-    LockGone,
-    /// It is on another machine, or its lock cannot be tried.
-    Unknown,
 }
 
 struct RunnerRow {
@@ -144,7 +127,7 @@ impl DraftStore {
         let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let here = Here::new();
         for runner in self.runners_to_ask_after()? {
-            match self.liveness(&runner, &here) {
+            match self.liveness_of(&runner, &here) {
                 Liveness::Alive => {}
                 Liveness::Dead => dead.push(runner.id),
                 Liveness::LockGone if !runner.has_claims => gone.push(runner.id),
@@ -214,7 +197,15 @@ impl DraftStore {
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
         let here = Here::new();
         let runners = self.runners_to_ask_after()?;
-        Ok(runners.iter().any(|runner| self.liveness(runner, &here) == Liveness::Dead))
+        Ok(runners.iter().any(|runner| self.liveness_of(runner, &here) == Liveness::Dead))
+    }
+
+    fn liveness_of(&self, runner: &RunnerRow, here: &Here) -> Liveness {
+        if runner.ended {
+            return Liveness::Dead;
+        }
+        let RunnerRow { host, boot_id, lock_file, .. } = runner;
+        self.liveness(&LockEntry { host, boot_id, lock_file }, here)
     }
 
     /// Runners that have not said that they ended, and those that own a claim all the same.
@@ -245,68 +236,6 @@ impl DraftStore {
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
-
-    fn liveness(&self, runner: &RunnerRow, here: &Here) -> Liveness {
-        if runner.ended {
-            return Liveness::Dead;
-        }
-        if runner.boot_id != here.boot_id {
-            // Locks do not outlive the kernel. Of another machine nothing can be known.
-            let rebooted = runner.host == here.host;
-            return if rebooted { Liveness::Dead } else { Liveness::Unknown };
-        }
-        let Some(path) = lock_path(self.runners_directory(), &runner.lock_file) else {
-            return Liveness::Unknown;
-        };
-        let lock = match open_lock(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Liveness::LockGone,
-            Err(_) => return Liveness::Unknown,
-        };
-        // Shared, so that two who look at once do not take each other for the runner.
-        match lock.try_lock_shared() {
-            Ok(()) => Liveness::Dead,
-            Err(fs::TryLockError::WouldBlock) => Liveness::Alive,
-            Err(fs::TryLockError::Error(_)) => Liveness::Unknown,
-        }
-    }
-
-    /// Remove the lock files of runners that are no more: of those just declared dead, and of
-    /// those that died before they had entered themselves, or between their end and this.
-    /// What cannot be removed now, the next one will.
-    fn tidy_lock_files(&self) {
-        let directory = self.runners_directory();
-        let Ok(entries) = fs::read_dir(directory) else { return };
-        let mut free = Vec::new();
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(path) = lock_path(directory, &name) else { continue };
-            // Held until the end: a runner that has made its file and not locked it yet waits
-            // for that, and then makes another.
-            if let Ok(lock) = open_lock(&path)
-                && lock.try_lock_shared().is_ok()
-            {
-                free.push((name, path, lock));
-            }
-        }
-        if free.is_empty() {
-            return;
-        }
-        // Where the entry says that the runner lives, the free lock is still needed as the proof
-        // that it does not. No entry can come to be for a lock that nobody holds.
-        let needed = self.database().read("look for lock files", |connection| {
-            let mut statement = connection
-                .prepare_cached("SELECT lock_file FROM runners WHERE ended_at IS NULL")?;
-            let names = statement.query_map([], |row| row.get(0))?;
-            Ok(names.collect::<Result<HashSet<String>, _>>()?)
-        });
-        let Ok(needed) = needed else { return };
-        for (name, path, _lock) in &free {
-            if !needed.contains(name) {
-                let _ = fs::remove_file(path);
-            }
-        }
-    }
 }
 
 /// One UPDATE: what this owner (`None`: nobody) claimed at or before `stale_before` goes back,
@@ -319,7 +248,7 @@ fn take_back(
     max_errors: u32,
     now: i64,
     recovery: &mut Recovery,
-) -> Result<(), Fault> {
+) -> Result<(), TransactionError> {
     let mut statement = connection.prepare_cached(
         "UPDATE drafts INDEXED BY drafts_in_flight SET \
              state = CASE WHEN :max > 0 AND errors + :crashes >= :max \
@@ -368,7 +297,7 @@ fn any_stale(
     unknown: &[i64],
     stale_before: i64,
     now: i64,
-) -> Result<bool, Fault> {
+) -> Result<bool, TransactionError> {
     let mut statement = connection.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
                         WHERE state = 'processing' AND owner IS ?1 AND claimed_at <= ?2) \
@@ -383,81 +312,10 @@ fn any_stale(
     Ok(false)
 }
 
-/// Make a lock file that nobody had before, and lock it.
-fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
-    let cannot = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LibrarianError::CannotCreate { path, source }
-    };
-    make_private_directory(directory).map_err(cannot(directory))?;
-    loop {
-        let path = directory.join(format!("{:016x}.lock", fastrand::u64(..)));
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(lock) => {
-                lock.lock().map_err(cannot(&path))?;
-                // Somebody may have tidied it away before it was locked.
-                if lock.metadata().map_err(cannot(&path))?.nlink() > 0 {
-                    return Ok((path, lock));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(cannot(&path)(source)),
-        }
-    }
-}
-
-/// Where this lock file is, if the name is one that we give: a database may come from anywhere,
-/// and the file is deleted in the end.
-fn lock_path(directory: &Path, lock_file: &str) -> Option<PathBuf> {
-    let stem = lock_file.strip_suffix(".lock")?;
-    let ours = stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit());
-    ours.then(|| directory.join(lock_file))
-}
-
-fn open_lock(path: &Path) -> io::Result<File> {
-    fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path)
-}
-
-fn no_follow() -> i32 {
-    // The flag fits: it is one bit of a C int.
-    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
-}
-
-/// What tells this machine, and this run of its kernel, from others.
-struct Here {
-    host: String,
-    boot_id: String,
-}
-
-impl Here {
-    fn new() -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self { host, boot_id: boot_id.trim().to_owned() }
-    }
-}
-
 /// The name of this program, without its directory.
 fn program_name() -> String {
     std::env::current_exe()
         .ok()
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_lock_files_are_touched() {
-        let directory = Path::new("/d");
-        let ours = lock_path(directory, "0123456789abcdef.lock");
-        assert_eq!(ours.as_deref(), Some(Path::new("/d/0123456789abcdef.lock")));
-        for other in
-            ["", ".lock", "../../etc/passwd", "../23456789abcdef.lock", "x/0123456789abcdef.lock"]
-        {
-            assert_eq!(lock_path(directory, other), None, "{other}");
-        }
-    }
 }

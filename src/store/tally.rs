@@ -8,7 +8,7 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use crate::database::Fault;
+use crate::database::TransactionError;
 use crate::state::DraftState;
 
 /// How many events may lie behind the tally before it is brought forward.
@@ -39,7 +39,7 @@ const COUNTED_ANEW: &str = "SELECT ifnull((SELECT seq FROM history ORDER BY seq 
 
 impl Tally {
     /// The counts of this moment. To be called in a transaction, which makes it one moment.
-    pub(super) fn now(connection: &Connection) -> Result<Self, Fault> {
+    pub(super) fn now(connection: &Connection) -> Result<Self, TransactionError> {
         match Self::stored(connection, last_event(connection)?)? {
             Some(mut tally) => {
                 tally.add_what_followed(connection)?;
@@ -65,7 +65,7 @@ impl Tally {
     }
 
     /// The stored one, if it is there and is of no event that is still to come.
-    fn stored(connection: &Connection, last: i64) -> Result<Option<Self>, Fault> {
+    fn stored(connection: &Connection, last: i64) -> Result<Option<Self>, TransactionError> {
         let mut statement = connection.prepare_cached("SELECT * FROM tally")?;
         let stored = statement.query_row([], Self::of).optional()?;
         Ok(stored.filter(|tally| tally.counted_to <= last))
@@ -84,7 +84,7 @@ impl Tally {
         })
     }
 
-    fn add_what_followed(&mut self, connection: &Connection) -> Result<(), Fault> {
+    fn add_what_followed(&mut self, connection: &Connection) -> Result<(), TransactionError> {
         let since = self.counted_to;
         let mut statement = connection
             .prepare_cached("SELECT seq, from_state, to_state FROM history WHERE seq > ?1")?;
@@ -112,7 +112,7 @@ impl Tally {
 
 /// Bring the stored tally forward if it lies far behind. To be called at the end of a transaction
 /// that writes.
-pub(super) fn keep_up(connection: &Connection) -> Result<(), Fault> {
+pub(super) fn keep_up(connection: &Connection) -> Result<(), TransactionError> {
     let last = last_event(connection)?;
     let Some(mut tally) = Tally::stored(connection, last)? else {
         // A draft was deleted, which leaves it to us to count.
@@ -144,7 +144,7 @@ pub(super) fn keep_up(connection: &Connection) -> Result<(), Fault> {
 }
 
 /// The seq of the history's last event; 0 if there is none.
-pub(super) fn last_event(connection: &Connection) -> Result<i64, Fault> {
+pub(super) fn last_event(connection: &Connection) -> Result<i64, TransactionError> {
     let mut statement =
         connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
     Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))

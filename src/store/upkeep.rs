@@ -4,7 +4,7 @@ use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
 use super::{DraftStore, state_of};
-use crate::database::Fault;
+use crate::database::TransactionError;
 use crate::draft::DraftId;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
@@ -43,12 +43,12 @@ impl DraftStore {
         let requeued = self.write("requeue drafts", |transaction| {
             ids.iter().map(|id| requeue(transaction, *id, now)).collect()
         })?;
-        self.ring();
+        self.notify();
         Ok(requeued)
     }
 }
 
-fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, Fault> {
+fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, TransactionError> {
     let from = state_of(connection, id)?.ok_or(LibrarianError::UnknownDraft { id })?;
     if from == DraftState::Processing {
         return Err(LibrarianError::DraftInProcessing { id }.into());

@@ -69,7 +69,7 @@ fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
     assert_eq!(watch.summary()["items"][0]["id"], *second);
     sandbox.draftq(["requeue", &first]).expect(0);
     assert_eq!(watch.summary()["items"][0]["id"], *first);
-    // A SQL shell rings no bell.
+    // A SQL shell does not notify.
     let moved = Connection::open(sandbox.db())
         .unwrap()
         .execute("UPDATE drafts SET state = 'pending', decision = NULL WHERE id = ?1", [&second]);

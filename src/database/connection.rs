@@ -1,0 +1,104 @@
+//! Opening a connection: flags, limits against a hostile file, and pragmas that are read back.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::busy::wait_for_lock;
+use super::error::TransactionError;
+use crate::error::LibrarianError;
+
+/// A connection's page cache, in KiB. A batch of moves touches more than SQLite's default of
+/// 2 MiB; what does not fit is written to the WAL before the commit, and read back.
+const CACHE_KIB: i64 = 8 * 1024;
+
+pub(super) fn open_flags() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+pub(super) fn connect(path: &Path) -> Result<Connection, TransactionError> {
+    let connection = Connection::open_with_flags(path, open_flags())?;
+    harden(&connection)?;
+    Ok(connection)
+}
+
+/// What a hostile file must not be able to do, and how long to wait for others.
+pub(super) fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.busy_handler(Some(wait_for_lock))?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Set what a connection needs, and read it back.
+pub(super) fn configure(
+    connection: &Connection,
+    path: &Path,
+    busy_timeout: Duration,
+) -> Result<(), TransactionError> {
+    let begun = Instant::now();
+    let mode: String = loop {
+        // Turning WAL on wants the file alone for a moment, and for that SQLite does not always
+        // call the busy handler. Once on, it stays on, and this only reads.
+        let turned = turn_wal_on(connection);
+        match turned {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && begun.elapsed() < busy_timeout =>
+            {
+                std::thread::sleep(Duration::from_micros(fastrand::u64(200..2_000)));
+            }
+            other => break other?,
+        }
+    };
+    let wrong = |name: &str, found: String| -> TransactionError {
+        TransactionError::Ours(LibrarianError::Io {
+            doing: "set up",
+            path: path.to_owned(),
+            source: io::Error::other(format!("SQLite keeps {name} at {found}")),
+        })
+    };
+    if mode != "wal" {
+        return Err(wrong("journal_mode", mode));
+    }
+    // synchronous 2 is FULL: every commit is on the disk before it is reported. temp_store 2 is
+    // memory: no draft in a temporary file. A mapped file that another process truncates kills.
+    for (name, value) in [
+        ("synchronous", 2),
+        ("temp_store", 2),
+        ("mmap_size", 0),
+        ("cell_size_check", 1),
+        ("journal_size_limit", 64 * 1024 * 1024),
+        ("cache_size", -CACHE_KIB),
+    ] {
+        connection.pragma_update(None, name, value)?;
+        let found = pragma(connection, name)?;
+        if found != value {
+            return Err(wrong(name, found.to_string()));
+        }
+    }
+    match pragma(connection, "trusted_schema")? {
+        0 => Ok(()),
+        found => Err(wrong("trusted_schema", found.to_string())),
+    }
+}
+
+fn turn_wal_on(connection: &Connection) -> Result<String, rusqlite::Error> {
+    let mut statement = connection.prepare("PRAGMA journal_mode = WAL")?;
+    let mut modes = statement.query_map([], |row| row.get(0))?;
+    let mode = modes.next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    // The mode is told first; then the statement ends, and with that the change is committed.
+    match modes.next() {
+        Some(Err(error)) => Err(error),
+        _ => mode,
+    }
+}
+
+pub(super) fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlite::Error> {
+    // SQLite answers an mmap_size of a build without mmap, and nothing else, with no row.
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}

@@ -1,0 +1,148 @@
+//! The database file: created private, recognised before it is touched, brought to the current
+//! schema, and opened so that what is committed survives power loss.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `file.rs` | creates the file and its directory, and recognises it before it is opened |
+//! | `schema.rs` | creates and migrates the schema |
+//! | `connection.rs` | opens and configures one connection |
+//! | `pool.rs` | leases connections to threads |
+//! | `busy.rs` | waits for the write lock |
+//! | `error.rs` | turns an SQLite error into one of this crate's |
+//!
+//! Three rules hold for everything that uses this module. Every writing transaction takes the
+//! write lock first (`BEGIN IMMEDIATE`) or is a single statement, because SQLite fails at once,
+//! whatever the time-out, when a reader becomes a writer after another has written. Every pragma is
+//! read back, because SQLite ignores one that it does not know or cannot obey. And the file is
+//! opened through SQLite only: on POSIX, closing any other descriptor of it drops the locks that
+//! this process holds.
+
+mod busy;
+mod connection;
+mod error;
+mod file;
+mod pool;
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use self::error::classify;
+use self::pool::Connections;
+use crate::error::LibrarianError;
+
+pub(crate) use self::busy::DEFAULT_BUSY_TIMEOUT;
+pub(crate) use self::error::TransactionError;
+pub(crate) use self::file::make_private_directory;
+
+/// The first SQLite in which two writers cannot corrupt a database in WAL mode.
+const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    connections: Connections,
+    busy_timeout: Duration,
+}
+
+impl Database {
+    /// Open the database at `path`, making file and directory if there are none (0600, 0700).
+    /// A file that is not draftq's is left as it is, to the byte.
+    pub(crate) fn open(
+        path: &Path,
+        connections: u32,
+        busy_timeout: Duration,
+    ) -> Result<Self, LibrarianError> {
+        if rusqlite::version_number() < REQUIRED_SQLITE.0 {
+            return Err(LibrarianError::SqliteTooOld {
+                found: rusqlite::version(),
+                required: REQUIRED_SQLITE.1,
+            });
+        }
+        // An absolute path also keeps SQLite from reading a leading `file:` as a URI.
+        let path = std::path::absolute(path).map_err(|source| LibrarianError::Io {
+            doing: "resolve",
+            path: path.to_owned(),
+            source,
+        })?;
+        file::create_private(&path)?;
+        file::recognise(&path)?;
+        busy::set_wait_limit(busy_timeout);
+        let first = open_first(&path, busy_timeout)
+            .map_err(|error| classify(error, &path, busy_timeout, "open"))?;
+        let connections = Connections::new(first, &path, connections, busy_timeout);
+        Ok(Self { path, connections, busy_timeout })
+    }
+
+    /// The file's absolute path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Read within one transaction, so that several queries see one moment. `doing` completes
+    /// "could not …".
+    pub(crate) fn read<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        self.transact(doing, TransactionBehavior::Deferred, |transaction| body(transaction))
+    }
+
+    /// Write within one transaction that holds the write lock from its start. When this returns
+    /// `Ok`, what was written survives power loss.
+    pub(crate) fn write<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        self.transact(doing, TransactionBehavior::Immediate, body)
+    }
+
+    fn transact<T>(
+        &self,
+        doing: &'static str,
+        behavior: TransactionBehavior,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        let attempt = || -> Result<T, TransactionError> {
+            let mut connection = self.connections.lease()?;
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        attempt().map_err(|error| self.classify(error, doing))
+    }
+
+    /// Run one statement, which is a transaction by itself.
+    pub(crate) fn statement<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        let attempt = || body(&*self.connections.lease()?);
+        attempt().map_err(|error| self.classify(error, doing))
+    }
+
+    fn classify(&self, error: TransactionError, doing: &'static str) -> LibrarianError {
+        classify(error, &self.path, self.busy_timeout, doing)
+    }
+}
+
+/// Open the connection that creates or migrates the schema.
+fn open_first(path: &Path, busy_timeout: Duration) -> Result<Connection, TransactionError> {
+    let mut connection = connection::connect(path)?;
+    // The newest version may be in the WAL, where `recognise` does not see it. A file that is
+    // refused for it must not be checkpointed when this connection closes.
+    let checkpoint = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+    connection.set_db_config(checkpoint, true)?;
+    schema::migrate(&mut connection, path)?;
+    connection.set_db_config(checkpoint, false)?;
+    connection::configure(&connection, path, busy_timeout)?;
+    Ok(connection)
+}

@@ -1,0 +1,202 @@
+//! The connections of a store: one that opening made, and a pool for the other threads.
+
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use r2d2::{ManageConnection, Pool, PooledConnection};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::Connection;
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use super::busy;
+use super::connection::{configure, harden, open_flags};
+use super::error::TransactionError;
+use crate::error::LibrarianError;
+
+/// How often a thread that waits for a connection of the pool checks whether the first is free.
+const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The connections to one file.
+#[derive(Debug)]
+pub(super) struct Connections {
+    path: PathBuf,
+    /// The connection that opening made. Most processes never need another, and the pool, which
+    /// starts a thread to open one, would be a tenth of what a short command takes.
+    first: Mutex<Connection>,
+    others: OnceLock<Pool<Connector>>,
+    limit: u32,
+    last_connect_error: LastError,
+    busy_timeout: Duration,
+}
+
+/// A connection for as long as one thread needs it.
+pub(super) enum Lease<'d> {
+    First(MutexGuard<'d, Connection>),
+    Pooled(PooledConnection<Connector>),
+}
+
+impl Deref for Lease<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::First(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
+impl DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        match self {
+            Self::First(connection) => connection,
+            Self::Pooled(connection) => connection,
+        }
+    }
+}
+
+impl Connections {
+    /// At most `limit` connections, and never fewer than two, of which `first` is one.
+    pub(super) fn new(first: Connection, path: &Path, limit: u32, busy_timeout: Duration) -> Self {
+        Self {
+            path: path.to_owned(),
+            first: Mutex::new(first),
+            others: OnceLock::new(),
+            limit,
+            last_connect_error: LastError::default(),
+            busy_timeout,
+        }
+    }
+
+    /// Wait for a free connection, for at most the busy time-out.
+    pub(super) fn lease(&self) -> Result<Lease<'_>, TransactionError> {
+        busy::set_wait_limit(self.busy_timeout);
+        let begun = Instant::now();
+        loop {
+            match self.first.try_lock() {
+                Ok(connection) => return Ok(Lease::First(connection)),
+                // A panic in the middle of a transaction has rolled it back.
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    return Ok(Lease::First(poisoned.into_inner()));
+                }
+                Err(TryLockError::WouldBlock) => {}
+            }
+            // Not for the whole time at once: the first may be free before one of the pool's.
+            let pool = self.others.get_or_init(|| self.pool());
+            if let Ok(connection) = pool.get_timeout(FIRST_CHECK_INTERVAL) {
+                return Ok(Lease::Pooled(connection));
+            }
+            if begun.elapsed() >= self.busy_timeout {
+                break;
+            }
+        }
+        let error = self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Err(match error {
+            Some(error) => TransactionError::Sqlite(error),
+            // All connections were in use for as long as a thread waits for a lock.
+            None => TransactionError::Ours(LibrarianError::Busy {
+                path: self.path.clone(),
+                waited: self.busy_timeout,
+            }),
+        })
+    }
+
+    /// The pool of the other connections, which opens them as they are needed.
+    fn pool(&self) -> Pool<Connector> {
+        let connector = Connector {
+            path: self.path.clone(),
+            busy_timeout: self.busy_timeout,
+            manager: SqliteConnectionManager::file(&self.path).with_flags(open_flags()),
+            last_error: Arc::clone(&self.last_connect_error),
+        };
+        Pool::builder()
+            .max_size(self.limit.saturating_sub(1).max(1))
+            .min_idle(Some(0))
+            // Connections live as long as the store: a timer that replaces them would only wake
+            // an idle process.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            // It opens connections, now and then; one thread is enough for that.
+            .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .build_unchecked(connector)
+    }
+}
+
+type LastError = Arc<Mutex<Option<rusqlite::Error>>>;
+
+/// Opens connections as the pool asks for them.
+#[derive(Debug)]
+pub(super) struct Connector {
+    path: PathBuf,
+    busy_timeout: Duration,
+    manager: SqliteConnectionManager,
+    /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
+    last_error: LastError,
+}
+
+impl ManageConnection for Connector {
+    type Connection = Connection;
+    type Error = rusqlite::Error;
+
+    fn connect(&self) -> Result<Connection, rusqlite::Error> {
+        let ready = self.manager.connect().and_then(|connection| {
+            harden(&connection)?;
+            match configure(&connection, &self.path, self.busy_timeout) {
+                Ok(()) => Ok(connection),
+                Err(TransactionError::Sqlite(error)) => Err(error),
+                // The first connection of this process passed the same checks.
+                Err(TransactionError::Ours(_)) => Err(rusqlite::Error::InvalidQuery),
+            }
+        });
+        // A success clears the last error.
+        let failure = ready.as_ref().err().map(|error| match error {
+            rusqlite::Error::SqliteFailure(code, text) => {
+                rusqlite::Error::SqliteFailure(*code, text.clone())
+            }
+            _ => rusqlite::Error::InvalidQuery,
+        });
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        ready
+    }
+
+    fn is_valid(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
+        self.manager.is_valid(connection)
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        self.manager.has_broken(connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_thread_gets_whichever_connection_is_free_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let first = Connection::open(&path).unwrap();
+        let connections = Connections::new(first, &path, 2, Duration::from_secs(20));
+        let first = connections.lease().unwrap();
+        let pooled = connections.lease().unwrap();
+        assert!(matches!((&first, &pooled), (Lease::First(_), Lease::Pooled(_))));
+        std::thread::scope(|scope| {
+            let (begun, waits) = std::sync::mpsc::channel();
+            let connections = &connections;
+            let waiting = scope.spawn(move || {
+                begun.send(()).unwrap();
+                matches!(connections.lease(), Ok(Lease::First(_)))
+            });
+            waits.recv().unwrap();
+            // The pool's connection stays leased for longer than anybody would wait for it.
+            drop(first);
+            assert!(waiting.join().unwrap());
+        });
+        drop(pooled);
+    }
+}
