@@ -249,6 +249,19 @@ impl LibrarianError {
         }
     }
 
+    /// Whether the error is charged to the draft, that is, counted towards its error budget.
+    ///
+    /// Only a processor's error can be the fault of something else than the draft
+    /// ([`ProcessorError::uncharged`]); the draft is then given back without an error being
+    /// counted. For all other errors this is `true`.
+    #[must_use]
+    pub fn is_charged(&self) -> bool {
+        match self {
+            Self::Processor(error) => error.is_charged(),
+            _ => true,
+        }
+    }
+
     /// A short stable word for the error, as the database keeps it in `last_error_class`.
     #[must_use]
     pub fn class(&self) -> &str {
@@ -350,14 +363,23 @@ pub struct ProcessorError {
     class: &'static str,
     message: String,
     detail: Option<String>,
+    charged: bool,
 }
 
 impl ProcessorError {
     /// An error of this class (a short stable word such as `exit`, `timeout` or `protocol`) with
-    /// a message that does not hold the draft's text.
+    /// a message that does not hold the draft's text. It is charged to the draft.
     #[must_use]
     pub fn new(class: &'static str, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), detail: None }
+        Self { class, message: message.into(), detail: None, charged: true }
+    }
+
+    /// The same, but not the draft's fault: the machine lacks something (a process, a descriptor,
+    /// memory, space), or what the processor needs is unavailable. The draft is given back without
+    /// an error being counted.
+    #[must_use]
+    pub fn uncharged(self) -> Self {
+        Self { charged: false, ..self }
     }
 
     /// The same with a detail that is stored but not shown; an empty one is none.
@@ -370,6 +392,13 @@ impl ProcessorError {
     #[must_use]
     pub fn class(&self) -> &'static str {
         self.class
+    }
+
+    /// Whether the error is the draft's and counts towards its error budget; see
+    /// [`uncharged`](Self::uncharged).
+    #[must_use]
+    pub fn is_charged(&self) -> bool {
+        self.charged
     }
 
     /// The detail, if there is one.
@@ -391,6 +420,7 @@ impl fmt::Debug for ProcessorError {
             .field("class", &self.class)
             .field("message", &self.message)
             .field("detail_bytes", &self.detail.as_ref().map(String::len))
+            .field("charged", &self.charged)
             .finish()
     }
 }
@@ -413,6 +443,17 @@ mod tests {
         assert!(!shown.contains("canary"), "{shown}");
         assert_eq!(error.class(), "exit");
         assert_eq!(error.kind(), ErrorKind::Processor);
+    }
+
+    #[test]
+    fn an_error_is_charged_unless_it_says_otherwise() {
+        let error = ProcessorError::new("exit", "exit status 3");
+        assert!(error.is_charged());
+        assert!(LibrarianError::from(error.clone()).is_charged());
+        assert!(LibrarianError::NotYetImplemented { component: "x" }.is_charged());
+        let error = error.uncharged().with_detail("why".into());
+        assert!(!error.is_charged());
+        assert!(!LibrarianError::from(error).is_charged());
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub mod sweep;
 pub mod watch;
 
 pub use draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
-pub use error::LibrarianError;
+pub use error::{LibrarianError, ProcessorError};
 pub use processor::{DraftProcessor, Outcome};
 pub use processors::deferred::DeferredDraftProcessor;
 pub use runner::{DEFAULT_PROCESSING_STALE_SECS, DraftRunItem, DraftRunSummary, Runner, run_once};
