@@ -1,76 +1,112 @@
--- draftq, schema 1. This file is the only definition of the database, and its comments are the
--- documentation of its SQL interface: columns are not renamed or dropped without a new major
--- version.
+-- draftq, schema 2. This file is the only definition of the database, and its comments document
+-- the SQL interface: columns are not renamed or dropped without a new major version.
 --
 -- Times are INTEGER milliseconds since the Unix epoch, UTC; the views also give ISO 8601.
 --
--- The lifecycle is held here, by CHECKs and triggers, so that a statement typed into a SQL shell
--- cannot break it:
+-- The database itself enforces the lifecycle, with CHECKs and triggers, so a statement typed into
+-- a SQL shell cannot break it:
 --
 --     submit ─▶ pending ─▶ processing ─▶ accepted | skipped | failed | quarantined
---                  ▲            │                        │
---                  ├────────────┘ deferred, recovered    │
---                  └─────────────────────────────────────┘ requeued by an operator
+--                │ ▲            │                        │ ▲
+--                │ ├────────────┘ deferred, released,    │ │
+--                │ │              recovered              │ │
+--                │ └─────────────────────────────────────┘ │ requeued by an operator
+--                └─────────────────────────────────────────┘ resolved by an operator
 --
--- pending      Waiting for a runner; before due_at no runner takes it.
--- processing   Claimed: claimed_at is set, a processor is looking at it, or its runner died.
+-- pending      Waits for a runner; no runner claims it before due_at.
+-- processing   Claimed. A processor works on it; or its runner died; or the processor erred, and
+--              nobody holds it until it is tried again.
 -- accepted     The processor durably took it.
 -- skipped      The processor passed over it on purpose.
 -- failed       Kept for review: the processor said so (decision 'failed'), or its errors reached
---              the budget (decision NULL; last_error tells).
+--              the budget (decision NULL; last_error says why).
 -- quarantined  Unsafe, conflicting or unresolved; for review only.
+--
+-- Ten queries to begin with:
+--
+--     SELECT * FROM state_counts;
+--     SELECT * FROM in_flight;                                    -- who works on what, since when
+--     SELECT id, submitted, note FROM draft_overview WHERE state = 'quarantined';
+--     SELECT id, last_error_class, last_error FROM draft_overview WHERE state = 'failed';
+--     SELECT last_error_class, count(*) FROM drafts WHERE state = 'failed' GROUP BY 1;
+--     SELECT at, event, to_state, note FROM draft_history WHERE id = '0123456789abcdef';
+--     SELECT raw_text FROM draft_texts JOIN drafts USING (seq) WHERE id = '0123456789abcdef';
+--     SELECT source_agent, state, count(*) FROM drafts GROUP BY 1, 2;
+--     SELECT id, due FROM draft_overview WHERE state = 'pending' AND due IS NOT NULL ORDER BY due;
+--     SELECT date(at) AS day, count(*) FROM draft_history WHERE event = 'decided' GROUP BY 1;
+
+-- ── Tables ──────────────────────────────────────────────────────────────────────────────────
 
 -- One row a draft: its identity, which never changes, and where it is in its life. The row is
--- narrow because every move rewrites it; the text lives in draft_texts.
+-- narrow because every move rewrites it; the text is in draft_texts.
 CREATE TABLE drafts (
-    -- The order of submission: runners take the lowest first. It is the history's seq of that
-    -- event, so it has gaps, and is never used twice.
+    -- The order of submission: runners claim the lowest first. Never used twice.
     seq              INTEGER PRIMARY KEY
-        CONSTRAINT "seq is given by the database" CHECK (seq > 0),
+        CONSTRAINT "seq is a positive number" CHECK (seq BETWEEN 1 AND 1000000000000000),
     -- First 8 bytes of SHA-256 over text, surface, agent, project, operator and provenance.
     id               TEXT NOT NULL UNIQUE
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
-        -- Twice, because length() and GLOB stop at a NUL, and bytes alone could hold one.
+        -- Both lengths, because length() and GLOB stop at a NUL.
         CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
                AND id NOT GLOB '*[^0-9a-f]*'),
     state            TEXT NOT NULL DEFAULT 'pending'
-        -- Here and below CASE, not IN: for a list SQLite builds an index, row by row.
+        -- CASE instead of IN, here and below: for a list SQLite builds an index for each row.
         CONSTRAINT "state is one of the six states"
         CHECK (CASE state WHEN 'pending' THEN 1 WHEN 'processing' THEN 1 WHEN 'accepted' THEN 1
                WHEN 'skipped' THEN 1 WHEN 'failed' THEN 1 WHEN 'quarantined' THEN 1 ELSE 0 END),
-    -- A pending draft is not taken before this time; 0: at once.
+    -- No runner claims a pending draft before this time; 0: at once.
     due_at           INTEGER NOT NULL DEFAULT 0
-        CONSTRAINT "due_at is set for pending drafts only"
-        CHECK (due_at = 0 OR (due_at > 0 AND state = 'pending')),
+        CONSTRAINT "due_at is a time, and set for pending drafts only"
+        CHECK (due_at = 0
+               OR (due_at BETWEEN 1 AND 253402300799999 AND state = 'pending')),
     -- When the draft was claimed; set in processing and only there.
     claimed_at       INTEGER
-        CONSTRAINT "claimed_at is set in processing and only there"
-        CHECK ((state = 'processing') = (claimed_at IS NOT NULL)),
+        CONSTRAINT "claimed_at is a time, and set in processing and only there"
+        CHECK ((state = 'processing') = (claimed_at IS NOT NULL)
+               AND (claimed_at IS NULL OR claimed_at BETWEEN 0 AND 253402300799999)),
+    -- When the machine had booted, by the clock at the claim. It tells time that has passed from
+    -- a clock that was set forward; NULL: not known.
+    claim_booted_at  INTEGER,
     -- 16 random bytes that no other claim ever had; a runner's move out of processing is guarded
     -- by it. NULL in processing: nobody holds the claim (an error was recorded, or it was made by
-    -- hand without one), and age alone decides when it is recovered.
+    -- hand without a token), and age alone decides when it is recovered.
     claim_token      BLOB
         CONSTRAINT "claim_token is set in processing only"
         CHECK (claim_token IS NULL OR state = 'processing'),
     -- The runner that holds the claim: runners.id.
     owner            INTEGER
-        CONSTRAINT "owner goes with a claim_token"
+        CONSTRAINT "owner needs a claim_token"
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
-    -- How often the draft was claimed (and not released unseen); how often that ended in an error
-    -- of the processor or the death of its runner; how often the processor deferred it. A requeue
-    -- sets errors to 0.
-    claims           INTEGER NOT NULL DEFAULT 0 CHECK (claims >= 0),
-    errors           INTEGER NOT NULL DEFAULT 0 CHECK (errors >= 0),
-    defers           INTEGER NOT NULL DEFAULT 0 CHECK (defers >= 0),
-    -- When draftq last changed this row, and how often; a change by hand leaves both alone, and
-    -- the history then says by_hand.
-    updated_at       INTEGER NOT NULL,
+    -- How often the draft was claimed (released claims are not counted); how often its processor
+    -- erred; how often its runner died while it held this draft and no other; how often its
+    -- processor deferred it, in all and since it last did anything else. A requeue sets errors,
+    -- crashes and defers_in_a_row to 0.
+    claims           INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "claims is a count" CHECK (claims BETWEEN 0 AND 1000000000),
+    errors           INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "errors is a count" CHECK (errors BETWEEN 0 AND 1000000000),
+    crashes          INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "crashes is a count" CHECK (crashes BETWEEN 0 AND 1000000000),
+    defers           INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "defers is a count" CHECK (defers BETWEEN 0 AND 1000000000),
+    defers_in_a_row  INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "defers_in_a_row is a count" CHECK (defers_in_a_row BETWEEN 0 AND 1000000000),
+    -- 1: its runner died while it held this draft, perhaps among others. It is then claimed by a
+    -- runner that holds nothing else, so that it is clear which draft is to blame.
+    suspect          INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "suspect is 0 or 1" CHECK (suspect BETWEEN 0 AND 1),
+    -- The error budget of the runner under which the draft erred last (runners.max_errors).
+    error_budget     INTEGER,
+    -- When draftq last changed this row, and a number that each such change moves on; a change by
+    -- hand leaves both alone, and the history then says by_hand.
+    updated_at       INTEGER NOT NULL
+        CONSTRAINT "updated_at is a time" CHECK (updated_at BETWEEN 0 AND 253402300799999),
     revision         INTEGER NOT NULL DEFAULT 0,
-    -- When the draft was staged, by its submitter's word.
-    submitted_at     INTEGER NOT NULL,
-    -- Length of the text in bytes of UTF-8.
+    -- When the draft was staged, as its submitter said.
+    submitted_at     INTEGER NOT NULL
+        CONSTRAINT "submitted_at is a time" CHECK (submitted_at BETWEEN 0 AND 253402300799999),
+    -- Length of the text in bytes of UTF-8. SQLite stores no longer text.
     text_bytes       INTEGER NOT NULL
-        -- SQLite keeps no longer text, and no sum of these overflows.
         CONSTRAINT "text_bytes is a length" CHECK (text_bytes BETWEEN 0 AND 2147483647),
     source_surface   TEXT NOT NULL
         CONSTRAINT "source_surface is a known surface"
@@ -86,8 +122,14 @@ CREATE TABLE drafts (
     context_tags     TEXT NOT NULL DEFAULT '[]'
         CONSTRAINT "context_tags is a JSON array"
         CHECK (context_tags = '[]'
-               OR (json_valid(context_tags) AND json_type(context_tags) = 'array')),
-    -- What the processor decided last; NULL while it is being asked.
+               OR (json_valid(context_tags) AND json_type(context_tags) = 'array'
+                   AND instr(CAST(context_tags AS BLOB), x'00') = 0)),
+    -- The id of the draft that this one replaces: a corrected text is a new draft.
+    supersedes       TEXT
+        CONSTRAINT "supersedes is an id"
+        CHECK (supersedes IS NULL
+               OR (length(CAST(supersedes AS BLOB)) = 16 AND supersedes NOT GLOB '*[^0-9a-f]*')),
+    -- The last decision; NULL while a processor works on the draft.
     decision         TEXT
         CONSTRAINT "decision fits the state"
         CHECK (CASE state
@@ -96,226 +138,259 @@ CREATE TABLE drafts (
                    WHEN 'failed' THEN decision IS NULL OR decision = 'failed'
                    ELSE decision IS state
                END),
-    -- The processor's words and JSON for that decision.
+    -- The person who decided, by their own word; NULL where a processor did.
+    decided_by       TEXT
+        CONSTRAINT "decided_by signs a decision"
+        CHECK (decided_by IS NULL
+               OR (decided_by <> '' AND state <> 'pending' AND state <> 'processing')),
+    -- What came with that decision: a note for people, JSON for programs. The output is stored
+    -- here alone; a move that replaces it keeps it in the history.
     note             TEXT,
     output           TEXT
-        CONSTRAINT "output is JSON" CHECK (output IS NULL OR json_valid(output)),
+        CONSTRAINT "output is JSON"
+        CHECK (output IS NULL
+               OR (json_valid(output) AND instr(CAST(output AS BLOB), x'00') = 0)),
+    -- What the last attempt used, as its processor said: a JSON object of numbers such as
+    -- input_tokens, output_tokens and cost_usd.
+    usage            TEXT
+        CONSTRAINT "usage is a JSON object"
+        CHECK (usage IS NULL
+               OR (json_valid(usage) AND json_type(usage) = 'object'
+                   AND instr(CAST(usage AS BLOB), x'00') = 0)),
     -- The last error: a short word (exit, signal, timeout, protocol, crash, …) and what it said.
     last_error_class TEXT,
     last_error       TEXT
 ) STRICT;
 
--- The text, byte for byte as submitted; written once, gone with its draft.
+-- The text, byte for byte as submitted; written once, deleted with its draft.
 CREATE TABLE draft_texts (
     seq      INTEGER PRIMARY KEY,  -- drafts.seq
     raw_text TEXT NOT NULL
 ) STRICT;
 
--- What can be claimed now, in the order of claims (an index's last column is the rowid, seq): drafts
--- not yet due and finished ones are not in it, so they cost a claim nothing.
+-- What can be claimed now, in the order of claims (an index's last column is the rowid, seq).
+-- Drafts that are not yet due and finished ones are not in it, so they cost a claim nothing.
 CREATE INDEX drafts_ready ON drafts (due_at) WHERE state = 'pending' AND due_at = 0;
--- What becomes claimable, by when.
+-- What becomes claimable, and when.
 CREATE INDEX drafts_delayed ON drafts (due_at) WHERE state = 'pending' AND due_at > 0;
--- What recovery looks at.
+-- What recovery reads.
 CREATE INDEX drafts_in_flight ON drafts (owner, claimed_at) WHERE state = 'processing';
--- What an operator looks at.
-CREATE INDEX drafts_for_review ON drafts (state) WHERE state IN ('failed', 'quarantined');
+-- What is listed and counted by state. (These four indexes together hold every draft once.)
+CREATE INDEX drafts_finished ON drafts (state)
+    WHERE state IN ('accepted', 'skipped', 'failed', 'quarantined');
+-- Which draft replaced another.
+CREATE INDEX drafts_superseding ON drafts (supersedes) WHERE supersedes IS NOT NULL;
 
--- One row a run that claimed something. As long as the runner lives it holds an exclusive lock
--- (flock) on its lock_file, in the directory <database>-runners beside the database.
+-- One row a runner that claimed something. As long as it lives it holds an exclusive lock (flock)
+-- on its lock_file, in the directory <database>-runners beside the database. A row is deleted
+-- some time after the last event that names it.
 CREATE TABLE runners (
-    id         INTEGER PRIMARY KEY AUTOINCREMENT,
-    pid        INTEGER NOT NULL,
-    host       TEXT NOT NULL,
-    -- The kernel's boot id: with the same host and another boot, the runner is dead.
-    boot_id    TEXT NOT NULL,
-    program    TEXT NOT NULL,
-    processor  TEXT NOT NULL,
-    lock_file  TEXT NOT NULL,
-    started_at INTEGER NOT NULL,
+    id                INTEGER PRIMARY KEY
+        CONSTRAINT "id is a positive number" CHECK (id BETWEEN 1 AND 1000000000000000),
+    pid               INTEGER NOT NULL
+        CONSTRAINT "pid is a process id" CHECK (pid BETWEEN 0 AND 4294967295),
+    host              TEXT NOT NULL,
+    boot_id           TEXT NOT NULL,
+    program           TEXT NOT NULL,
+    -- What it runs: a name, and a version if one was given.
+    processor         TEXT NOT NULL,
+    processor_version TEXT,
+    -- How many errors and crashes a draft may have under this runner; 0: no limit.
+    max_errors        INTEGER NOT NULL
+        CONSTRAINT "max_errors is a count" CHECK (max_errors BETWEEN 0 AND 4294967295),
+    lock_file         TEXT NOT NULL,
+    started_at        INTEGER NOT NULL,
     -- Set when it ended, or when another found it dead.
-    ended_at   INTEGER
+    ended_at          INTEGER,
+    -- The history's last seq when it started and when it ended: its events lie between them.
+    first_event       INTEGER NOT NULL,
+    last_event        INTEGER
 ) STRICT;
 
 CREATE INDEX runners_not_ended ON runners (id) WHERE ended_at IS NULL;
 
--- One row a move, written by triggers whoever makes the move, so that each row's from_state is
--- the to_state of the row before it, and the last to_state is the draft's state. Two events are
--- no moves and leave the state as it was: 'errored' and 'refused'.
---
--- Look at it through draft_history, which finds a draft's events without going through those of
--- all others.
+-- One row a move, written by triggers, whoever makes the move: each row's from_state is the
+-- to_state of the draft's row before it, and the last to_state is the draft's state. Two events
+-- are not moves and leave the state as it was: 'errored' and 'refused'.
 CREATE TABLE history (
-    -- The order of events over all drafts. The last row stays until there is a later one, so that
-    -- no seq is given twice (AUTOINCREMENT would write one more page for each commit).
+    -- The order of events over all drafts. Never used twice.
     seq         INTEGER PRIMARY KEY
-        CONSTRAINT "seq is given by the database" CHECK (seq > 0),
-    draft       INTEGER NOT NULL,  -- drafts.seq, which is the seq of the draft's first event
+        CONSTRAINT "seq is a positive number" CHECK (seq BETWEEN 1 AND 1000000000000000),
+    draft       INTEGER NOT NULL,  -- drafts.seq
     -- submitted   NULL to pending
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
-    -- released    processing to pending: the runner had claimed it ahead, and did not begin
-    -- recovered   processing to pending: the owner was dead, or the claim stale
-    -- exhausted   processing to failed: as recovered, and the errors reached the budget
+    -- released    processing to pending: the runner gave the draft back and charged nothing
+    -- recovered   processing to pending: its runner was dead, or nobody held it for too long
+    -- exhausted   processing to failed: as recovered, and its errors reached the budget
     -- requeued    a terminal state to pending, by an operator
+    -- resolved    pending, processing or a terminal state to a terminal state, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
-    -- refused     a late result of a runner that had lost its claim; nothing was changed
-    -- deleted     no draft's (draft is 0): a draft was deleted with its events, and the last such
-    --             row keeps their place in the order
+    -- refused     a late result of a runner that had lost its claim; it changed nothing
+    -- deleted     the draft was deleted with its events; only this row is left of it
     event       TEXT NOT NULL
         CONSTRAINT "event is a known event"
         CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
                WHEN 'deferred' THEN 1 WHEN 'released' THEN 1 WHEN 'recovered' THEN 1
-               WHEN 'exhausted' THEN 1 WHEN 'requeued' THEN 1 WHEN 'errored' THEN 1
-               WHEN 'refused' THEN 1 WHEN 'deleted' THEN 1 ELSE 0 END),
+               WHEN 'exhausted' THEN 1 WHEN 'requeued' THEN 1 WHEN 'resolved' THEN 1
+               WHEN 'errored' THEN 1 WHEN 'refused' THEN 1 WHEN 'deleted' THEN 1 ELSE 0 END),
     from_state  TEXT,
-    to_state    TEXT NOT NULL,
+    to_state    TEXT,
     at          INTEGER NOT NULL,
     -- The runner that claimed, held or lost the claim: runners.id.
     runner      INTEGER,
+    -- The decision and its note; for 'requeued' and 'resolved' the output that they replaced, for
+    -- 'refused' the output that came too late.
     decision    TEXT,
+    decided_by  TEXT,
     note        TEXT,
     output      TEXT,
+    usage       TEXT,
     error_class TEXT,
     error       TEXT,
+    -- For 'deferred': this row stands for so many deferrals in a row, and at is the time of the
+    -- last. The first 20 in a row have a row each, with NULL here.
+    repeats     INTEGER,
     -- 1: the move was typed into a SQL shell, not made by draftq.
     by_hand     INTEGER NOT NULL
 ) STRICT;
 
--- Where a draft's first event is, its seq tells; without it a submit writes one page less.
-CREATE INDEX history_of_draft ON history (draft) WHERE seq <> draft;
-
--- draftq's own: how many drafts were in each state when the history went up to counted_to. To that
--- it adds what has happened since, so that it need not go through all drafts to count them, and
--- brings this forward now and then. One row; or none, and then it counts anew: DELETE FROM tally
--- mends one that was tampered with.
-CREATE TABLE tally (
-    counted_to  INTEGER NOT NULL,  -- history.seq
-    pending     INTEGER NOT NULL,
-    processing  INTEGER NOT NULL,
-    accepted    INTEGER NOT NULL,
-    skipped     INTEGER NOT NULL,
-    failed      INTEGER NOT NULL,
-    quarantined INTEGER NOT NULL,
-    text_bytes  INTEGER NOT NULL,  -- of the drafts up to counted_to
-    delayed     INTEGER NOT NULL   -- pending with a due_at, at this moment
-) STRICT;
-
-INSERT INTO tally VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0);
+-- Finds a draft's events, and gives its last state without a look at the table.
+CREATE INDEX history_of_draft ON history (draft, seq, to_state);
 
 -- ── Submission ──────────────────────────────────────────────────────────────────────────────
 
 -- The way in: the draft and its text in one statement. The same id is the same draft: a second
--- INSERT changes nothing. (changes() is 0 either way, as it is for every view; the draft's seq and
--- history tell.)
+-- INSERT changes nothing. (changes() is 0 either way, as it is for every view.)
 CREATE VIEW submissions AS
 SELECT id, submitted_at, source_surface, source_agent, source_project, operator, provenance_uri,
-       context_tags, updated_at, revision, raw_text
+       context_tags, supersedes, updated_at, revision, raw_text
 FROM drafts JOIN draft_texts USING (seq);
 
-CREATE TRIGGER submissions_come_in INSTEAD OF INSERT ON submissions
+CREATE TRIGGER submissions_insert_draft_and_text INSTEAD OF INSERT ON submissions
 WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
 BEGIN
-    -- Here, because the statement's OR IGNORE would pass over a constraint.
-    SELECT RAISE(ABORT, 'draftq: illegal insert: a draft without a text')
+    -- Checked here, because OR IGNORE in the outer statement skips a constraint.
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a draft needs a text that is not blank')
     WHERE ifnull(trim(NEW.raw_text, char(9, 10, 13, 32)), '') = '';
     INSERT INTO drafts (seq, id, submitted_at, source_surface, source_agent, source_project,
-                        operator, provenance_uri, context_tags, updated_at, revision, text_bytes)
-    VALUES (ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0) + 1,
+                        operator, provenance_uri, context_tags, supersedes, updated_at, revision,
+                        text_bytes)
+    VALUES (ifnull((SELECT draft FROM history ORDER BY draft DESC LIMIT 1), 0) + 1,
             NEW.id, NEW.submitted_at, NEW.source_surface, NEW.source_agent, NEW.source_project,
-            NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'),
+            NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'), NEW.supersedes,
             ifnull(NEW.updated_at, ifnull(NEW.submitted_at, 0)), ifnull(NEW.revision, 0),
             length(CAST(NEW.raw_text AS BLOB)));
-    -- By its id: if the row above was passed over, the last rowid is another draft's.
+    -- By id: if the row above was ignored, the last rowid is another draft's.
     INSERT INTO draft_texts (seq, raw_text)
     VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
 END;
 
--- An id that is there stands in the way of INSERT OR REPLACE, which would delete the old row without
--- asking any trigger. A seq that is left out is -1 here. Tags that are no strings would stand in the
--- way of every list.
-CREATE TRIGGER drafts_new_drafts_only BEFORE INSERT ON drafts
+-- INSERT OR REPLACE would delete the existing row without firing triggers, so an existing id is
+-- ignored. NEW.seq is -1 here if the statement names none.
+CREATE TRIGGER drafts_start_as_pending BEFORE INSERT ON drafts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
-  OR NEW.seq < 0
   OR NEW.state <> 'pending'
   OR NEW.due_at <> 0
+  OR NEW.claims <> 0
   OR (NEW.context_tags <> '[]'
-      AND EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text'))
+      AND (EXISTS (SELECT 1 FROM json_each(NEW.context_tags) WHERE type <> 'text')
+           OR NEW.context_tags GLOB '*\[uU][dD][89abAB]*'))
+  OR NEW.seq < 0
 BEGIN
     SELECT RAISE(IGNORE) WHERE EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id);
-    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending, and due')
-    WHERE NEW.state <> 'pending' OR NEW.due_at <> 0;
-    SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings')
-    WHERE NEW.seq > 0;
-    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq');
+    SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending, due and unclaimed')
+    WHERE NEW.state <> 'pending' OR NEW.due_at <> 0 OR NEW.claims <> 0;
+    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq and takes the text')
+    WHERE NEW.seq < 0;
+    SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings, written without \u escapes of surrogates');
 END;
 
 CREATE TRIGGER drafts_submitted AFTER INSERT ON drafts
 BEGIN
+    -- The draft of the last event has the last seq that was given, also if it is deleted by now.
+    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq and takes the text')
+    WHERE NEW.seq <> ifnull((SELECT draft FROM history ORDER BY draft DESC LIMIT 1), 0) + 1;
     INSERT INTO history (draft, event, to_state, at, by_hand)
     VALUES (NEW.seq, 'submitted', NEW.state,
             CASE WHEN NEW.revision <> 0 THEN NEW.updated_at
                  ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
             NEW.revision = 0);
-    SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq')
-    WHERE NEW.seq <> last_insert_rowid();
 END;
 
 -- ── Moves ───────────────────────────────────────────────────────────────────────────────────
 
--- One trigger for all that an UPDATE may not do, because each trigger costs every move. It stands
--- before the UPDATE, so that an illegal move is named before a CHECK stumbles over its columns. An
--- UPDATE OF seq would not see SET rowid, which is the same column; and with OR REPLACE that
--- deletes the draft whose seq is taken, and gives its text to the other. A claim may lose its
--- token, never get another: nor one again that it had. RAISE takes only a literal before SQLite
--- 3.47, and the refusal is to name the move: hence one line each.
+-- One trigger for everything that an UPDATE may not do, because each trigger costs every move. It
+-- runs before the UPDATE, so that an illegal move is named before a CHECK fails on its columns.
+-- UPDATE OF seq would not catch SET rowid, which is the same column. A claim may lose its token,
+-- but never get another.
 CREATE TRIGGER drafts_legal_moves_only BEFORE UPDATE ON drafts
 WHEN NEW.seq <> OLD.seq
   OR CASE OLD.state
-         WHEN 'processing' THEN OLD.state = NEW.state AND NEW.claim_token IS NOT NULL
-                                AND NEW.claim_token IS NOT OLD.claim_token
-         WHEN 'pending' THEN NEW.state <> 'processing' AND NEW.state <> 'pending'
-         ELSE NEW.state <> 'pending' AND NEW.state <> OLD.state
+         WHEN 'processing' THEN
+             (NEW.state = 'processing' AND NEW.claim_token IS NOT NULL
+              AND NEW.claim_token IS NOT OLD.claim_token)
+             OR (NEW.revision = OLD.revision AND NEW.decided_by IS NULL
+                 AND NEW.state <> 'pending' AND NEW.state <> 'processing')
+             OR (NEW.decided_by IS NOT NULL AND OLD.owner IS NOT NULL)
+         WHEN 'pending' THEN
+             NEW.state <> 'processing' AND NEW.state <> 'pending' AND NEW.decided_by IS NULL
+         ELSE
+             NEW.state = 'processing'
+             OR (NEW.state <> OLD.state AND NEW.state <> 'pending' AND NEW.decided_by IS NULL)
+             OR (NEW.state = OLD.state AND NEW.decision IS NOT OLD.decision
+                 AND NEW.decided_by IS NULL)
      END
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft')
     WHERE NEW.seq <> OLD.seq;
-    SELECT RAISE(ABORT, 'draftq: illegal edit: a claim keeps its token; recover the draft first')
-    WHERE NEW.state = OLD.state;
+    SELECT RAISE(ABORT, 'draftq: illegal edit: a claim keeps its token; set state = ''pending'' first, then claim the draft')
+    WHERE NEW.state = 'processing' AND OLD.state = 'processing';
+    SELECT RAISE(ABORT, 'draftq: illegal move: processing to a terminal state while a runner holds the draft; wait for it, or set state = ''pending'' first')
+    WHERE OLD.state = 'processing' AND NEW.decided_by IS NOT NULL;
+    -- RAISE takes only a literal before SQLite 3.47, and the refusal is to name the move.
     SELECT CASE OLD.state || ' ' || NEW.state
-        WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted')
-        WHEN 'pending skipped'         THEN RAISE(ABORT, 'draftq: illegal move: pending to skipped')
-        WHEN 'pending failed'          THEN RAISE(ABORT, 'draftq: illegal move: pending to failed')
-        WHEN 'pending quarantined'     THEN RAISE(ABORT, 'draftq: illegal move: pending to quarantined')
-        WHEN 'accepted processing'     THEN RAISE(ABORT, 'draftq: illegal move: accepted to processing')
-        WHEN 'accepted skipped'        THEN RAISE(ABORT, 'draftq: illegal move: accepted to skipped')
-        WHEN 'accepted failed'         THEN RAISE(ABORT, 'draftq: illegal move: accepted to failed')
-        WHEN 'accepted quarantined'    THEN RAISE(ABORT, 'draftq: illegal move: accepted to quarantined')
-        WHEN 'skipped processing'      THEN RAISE(ABORT, 'draftq: illegal move: skipped to processing')
-        WHEN 'skipped accepted'        THEN RAISE(ABORT, 'draftq: illegal move: skipped to accepted')
-        WHEN 'skipped failed'          THEN RAISE(ABORT, 'draftq: illegal move: skipped to failed')
-        WHEN 'skipped quarantined'     THEN RAISE(ABORT, 'draftq: illegal move: skipped to quarantined')
-        WHEN 'failed processing'       THEN RAISE(ABORT, 'draftq: illegal move: failed to processing')
-        WHEN 'failed accepted'         THEN RAISE(ABORT, 'draftq: illegal move: failed to accepted')
-        WHEN 'failed skipped'          THEN RAISE(ABORT, 'draftq: illegal move: failed to skipped')
-        WHEN 'failed quarantined'      THEN RAISE(ABORT, 'draftq: illegal move: failed to quarantined')
-        WHEN 'quarantined processing'  THEN RAISE(ABORT, 'draftq: illegal move: quarantined to processing')
-        WHEN 'quarantined accepted'    THEN RAISE(ABORT, 'draftq: illegal move: quarantined to accepted')
-        WHEN 'quarantined skipped'     THEN RAISE(ABORT, 'draftq: illegal move: quarantined to skipped')
-        WHEN 'quarantined failed'      THEN RAISE(ABORT, 'draftq: illegal move: quarantined to failed')
-        ELSE RAISE(ABORT, 'draftq: illegal move: there is no such state')
+        WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted without a signature; set decided_by to your name as well')
+        WHEN 'pending skipped'         THEN RAISE(ABORT, 'draftq: illegal move: pending to skipped without a signature; set decided_by to your name as well')
+        WHEN 'pending failed'          THEN RAISE(ABORT, 'draftq: illegal move: pending to failed without a signature; set decided_by to your name as well')
+        WHEN 'pending quarantined'     THEN RAISE(ABORT, 'draftq: illegal move: pending to quarantined without a signature; set decided_by to your name as well')
+        WHEN 'processing accepted'     THEN RAISE(ABORT, 'draftq: illegal move: processing to accepted without a signature; set decided_by to your name as well')
+        WHEN 'processing skipped'      THEN RAISE(ABORT, 'draftq: illegal move: processing to skipped without a signature; set decided_by to your name as well')
+        WHEN 'processing failed'       THEN RAISE(ABORT, 'draftq: illegal move: processing to failed without a signature; set decided_by to your name as well')
+        WHEN 'processing quarantined'  THEN RAISE(ABORT, 'draftq: illegal move: processing to quarantined without a signature; set decided_by to your name as well')
+        WHEN 'accepted processing'     THEN RAISE(ABORT, 'draftq: illegal move: accepted to processing; set state = ''pending'' first')
+        WHEN 'skipped processing'      THEN RAISE(ABORT, 'draftq: illegal move: skipped to processing; set state = ''pending'' first')
+        WHEN 'failed processing'       THEN RAISE(ABORT, 'draftq: illegal move: failed to processing; set state = ''pending'' first')
+        WHEN 'quarantined processing'  THEN RAISE(ABORT, 'draftq: illegal move: quarantined to processing; set state = ''pending'' first')
+        WHEN 'accepted skipped'        THEN RAISE(ABORT, 'draftq: illegal move: accepted to skipped without a signature; set decided_by to your name as well')
+        WHEN 'accepted failed'         THEN RAISE(ABORT, 'draftq: illegal move: accepted to failed without a signature; set decided_by to your name as well')
+        WHEN 'accepted quarantined'    THEN RAISE(ABORT, 'draftq: illegal move: accepted to quarantined without a signature; set decided_by to your name as well')
+        WHEN 'skipped accepted'        THEN RAISE(ABORT, 'draftq: illegal move: skipped to accepted without a signature; set decided_by to your name as well')
+        WHEN 'skipped failed'          THEN RAISE(ABORT, 'draftq: illegal move: skipped to failed without a signature; set decided_by to your name as well')
+        WHEN 'skipped quarantined'     THEN RAISE(ABORT, 'draftq: illegal move: skipped to quarantined without a signature; set decided_by to your name as well')
+        WHEN 'failed accepted'         THEN RAISE(ABORT, 'draftq: illegal move: failed to accepted without a signature; set decided_by to your name as well')
+        WHEN 'failed skipped'          THEN RAISE(ABORT, 'draftq: illegal move: failed to skipped without a signature; set decided_by to your name as well')
+        WHEN 'failed quarantined'      THEN RAISE(ABORT, 'draftq: illegal move: failed to quarantined without a signature; set decided_by to your name as well')
+        WHEN 'failed failed'           THEN RAISE(ABORT, 'draftq: illegal move: a new decision without a signature; set decided_by to your name as well')
+        WHEN 'quarantined accepted'    THEN RAISE(ABORT, 'draftq: illegal move: quarantined to accepted without a signature; set decided_by to your name as well')
+        WHEN 'quarantined skipped'     THEN RAISE(ABORT, 'draftq: illegal move: quarantined to skipped without a signature; set decided_by to your name as well')
+        WHEN 'quarantined failed'      THEN RAISE(ABORT, 'draftq: illegal move: quarantined to failed without a signature; set decided_by to your name as well')
+        ELSE RAISE(ABORT, 'draftq: illegal move: there is no such state, or the decision does not fit it')
     END;
 END;
 
-CREATE TRIGGER drafts_moved AFTER UPDATE OF state, errors ON drafts
-WHEN NEW.state <> OLD.state OR (NEW.state = 'processing' AND NEW.errors > OLD.errors)
+CREATE TRIGGER drafts_moved AFTER UPDATE OF state, errors, decided_by ON drafts
+WHEN NEW.state <> OLD.state
+  OR (NEW.state = 'processing' AND NEW.errors > OLD.errors)
+  OR NEW.decided_by IS NOT OLD.decided_by
 BEGIN
-    INSERT INTO history (draft, event, from_state, to_state, at, runner,
-                         decision, note, output, error_class, error, by_hand)
+    INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, decided_by,
+                         note, output, usage, error_class, error, repeats, by_hand)
     VALUES (
         NEW.seq,
-        CASE WHEN NEW.state = OLD.state         THEN 'errored'
+        CASE WHEN NEW.decided_by IS NOT NULL    THEN 'resolved'
+             WHEN NEW.state = OLD.state         THEN 'errored'
              WHEN NEW.state = 'processing'      THEN 'claimed'
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
@@ -328,55 +403,71 @@ BEGIN
              ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
         coalesce(NEW.owner, OLD.owner),
         NEW.decision,
+        NEW.decided_by,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.note END,
-        CASE WHEN NEW.decision IS NOT NULL THEN NEW.output END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+        -- What a requeue or an operator's decision replaces is kept; what a claim replaces is a
+        -- deferral's, and is not.
+        CASE WHEN OLD.output IS NOT NULL AND OLD.state <> 'pending' AND OLD.output IS NOT NEW.output
+             THEN OLD.output END,
+        CASE WHEN OLD.state = 'processing' THEN NEW.usage END,
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL
+                  AND NEW.errors + NEW.crashes > OLD.errors + OLD.crashes
              THEN NEW.last_error_class END,
-        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL AND NEW.claims = OLD.claims
+        CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL
+                  AND NEW.errors + NEW.crashes > OLD.errors + OLD.crashes
              THEN NEW.last_error END,
+        CASE WHEN NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
+             THEN NEW.defers_in_a_row - 20 END,
         NEW.revision = OLD.revision
     );
 END;
 
-CREATE TRIGGER drafts_counted_as_delayed AFTER UPDATE OF due_at ON drafts
-WHEN (NEW.due_at > 0) <> (OLD.due_at > 0)
+-- A draft that is deferred for ever leaves a bounded number of rows: the new row replaces the one
+-- that stood for one deferral fewer, and the claim between them.
+CREATE TRIGGER history_sums_up_deferrals AFTER INSERT ON history
+WHEN NEW.repeats > 1
 BEGIN
-    UPDATE tally SET delayed = delayed + (NEW.due_at > 0) - (OLD.due_at > 0);
+    DELETE FROM history
+    WHERE draft = NEW.draft AND event = 'claimed' AND seq < NEW.seq
+      AND seq > (SELECT seq FROM history
+                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
+                 ORDER BY seq DESC LIMIT 1);
+    DELETE FROM history
+    WHERE seq = (SELECT seq FROM history
+                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
+                 ORDER BY seq DESC LIMIT 1);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
 
 CREATE TRIGGER drafts_identity_is_fixed
 BEFORE UPDATE OF id, submitted_at, text_bytes, source_surface, source_agent, source_project,
-                 operator, provenance_uri, context_tags ON drafts
+                 operator, provenance_uri, context_tags, supersedes ON drafts
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
 END;
 
-CREATE TRIGGER drafts_only_finished_ones_go BEFORE DELETE ON drafts
+CREATE TRIGGER drafts_delete_finished_only BEFORE DELETE ON drafts
 WHEN OLD.state IN ('pending', 'processing')
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal delete: the draft is not finished');
+    SELECT RAISE(ABORT, 'draftq: illegal delete: the draft is not finished; decide it first, with decided_by set to your name');
 END;
 
-CREATE TRIGGER drafts_go_whole AFTER DELETE ON drafts
+-- The event stays, so that neither a draft's seq nor an event's is given twice.
+CREATE TRIGGER drafts_delete_text_and_history AFTER DELETE ON drafts
 BEGIN
     DELETE FROM draft_texts WHERE seq = OLD.seq;
-    DELETE FROM tally;
-    INSERT INTO history (draft, event, from_state, to_state, at, by_hand)
-    VALUES (0, 'deleted', 'deleted', 'deleted', OLD.updated_at, 0);
-    DELETE FROM history
-    WHERE seq = OLD.seq
-       OR (draft IN (0, OLD.seq) AND seq <> draft AND seq < last_insert_rowid());
+    INSERT INTO history (draft, event, from_state, at, by_hand)
+    VALUES (OLD.seq, 'deleted', OLD.state,
+            CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER), 0);
+    DELETE FROM history WHERE draft = OLD.seq AND event <> 'deleted';
 END;
 
--- Texts come in the order of their drafts. One that waits for its draft would stand in the way of
--- that draft's own.
 CREATE TRIGGER draft_texts_are_written_once BEFORE INSERT ON draft_texts
-WHEN NEW.seq <= ifnull((SELECT seq FROM draft_texts ORDER BY seq DESC LIMIT 1), 0)
+WHEN EXISTS (SELECT 1 FROM draft_texts WHERE seq = NEW.seq)
   OR NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq)
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal insert: a text comes with its draft')
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a text is inserted with its draft; insert into submissions')
     WHERE NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq);
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s text is fixed; submit a new draft');
 END;
@@ -386,22 +477,23 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s text is fixed; submit a new draft');
 END;
 
-CREATE TRIGGER draft_texts_go_with_their_draft BEFORE DELETE ON draft_texts
+CREATE TRIGGER draft_texts_are_deleted_with_their_draft BEFORE DELETE ON draft_texts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.seq)
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal delete: a text goes with its draft');
+    SELECT RAISE(ABORT, 'draftq: illegal delete: a text is deleted with its draft; delete from drafts');
 END;
 
--- By the database, at its end, and for a draft that is in that state; without one only to keep
--- the place of those that are gone.
-CREATE TRIGGER history_is_appended_to BEFORE INSERT ON history
+-- A row continues its draft's history: it leaves the state that the row before it reached, and
+-- reaches the state in which the draft is. So a row that is typed by hand is refused.
+CREATE TRIGGER history_continues BEFORE INSERT ON history
 WHEN NEW.seq > 0
-  OR NEW.to_state <> ifnull(
-         (SELECT state FROM drafts WHERE seq = NEW.draft),
-         CASE WHEN NEW.draft = 0 AND NEW.event = 'deleted' AND NEW.from_state = 'deleted'
-              THEN 'deleted' ELSE '' END)
+  OR NEW.from_state IS NOT (SELECT to_state FROM history WHERE draft = NEW.draft
+                            ORDER BY seq DESC LIMIT 1)
+  OR NEW.to_state IS NOT (SELECT state FROM drafts WHERE seq = NEW.draft)
+  OR (NEW.from_state IS NEW.to_state
+      AND (NEW.to_state IS NULL OR NEW.event NOT IN ('errored', 'refused', 'resolved')))
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
+    SELECT RAISE(ABORT, 'draftq: illegal insert: the row does not continue the draft''s history; move the draft, and a trigger writes the row');
 END;
 
 CREATE TRIGGER history_is_fixed BEFORE UPDATE ON history
@@ -409,37 +501,55 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
 END;
 
-CREATE TRIGGER history_goes_with_its_draft BEFORE DELETE ON history
-WHEN EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
+-- Deleted are the events of drafts that are deleted, and what a sum of deferrals replaces. The
+-- last event of all and that of the last draft stay, so that no seq is given twice.
+CREATE TRIGGER history_is_deleted_with_its_draft BEFORE DELETE ON history
+WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
+      AND NOT CASE OLD.event
+          WHEN 'claimed' THEN
+              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq < OLD.seq
+               ORDER BY seq DESC LIMIT 1) IS NOT NULL
+              AND (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
+                   ORDER BY seq LIMIT 1) > 1
+          WHEN 'deferred' THEN
+              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
+               ORDER BY seq LIMIT 1) = OLD.repeats + 1
+          ELSE 0 END)
   OR NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq)
+  OR NOT EXISTS (SELECT 1 FROM history WHERE draft >= OLD.draft AND seq <> OLD.seq)
 BEGIN
-    SELECT RAISE(ABORT, 'draftq: illegal delete: a history goes with its draft');
+    SELECT RAISE(ABORT, 'draftq: illegal delete: a history is deleted with its draft; delete from drafts');
 END;
 
 -- ── Views ───────────────────────────────────────────────────────────────────────────────────
 
 -- Every draft without its text, times in ISO 8601.
 CREATE VIEW draft_overview AS
-SELECT seq, id, state, decision, note, output,
-       claims, errors, defers, last_error_class, last_error,
+SELECT seq, id, state, decision, decided_by, note, output, usage,
+       claims, errors, crashes, defers, last_error_class, last_error,
        strftime('%Y-%m-%dT%H:%M:%fZ', submitted_at / 1000.0, 'unixepoch') AS submitted,
        strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1000.0, 'unixepoch') AS updated,
        strftime('%Y-%m-%dT%H:%M:%fZ', claimed_at / 1000.0, 'unixepoch') AS claimed,
        CASE WHEN due_at > 0
             THEN strftime('%Y-%m-%dT%H:%M:%fZ', due_at / 1000.0, 'unixepoch') END AS due,
        source_surface, source_agent, source_project, operator, provenance_uri, context_tags,
-       text_bytes
+       supersedes, text_bytes
 FROM drafts;
 
 -- How many drafts are in each state, all six of them, in their order.
 CREATE VIEW state_counts AS
-WITH states (position, state) AS (
-    VALUES (1, 'pending'), (2, 'processing'), (3, 'accepted'),
-           (4, 'skipped'), (5, 'failed'), (6, 'quarantined')),
-counts AS (SELECT state, count(*) AS drafts FROM drafts GROUP BY state)
-SELECT states.state, coalesce(counts.drafts, 0) AS drafts
-FROM states LEFT JOIN counts USING (state)
-ORDER BY states.position;
+SELECT 'pending' AS state,
+       (SELECT count(*) FROM drafts WHERE state = 'pending' AND due_at = 0)
+       + (SELECT count(*) FROM drafts WHERE state = 'pending' AND due_at > 0) AS drafts
+UNION ALL
+SELECT 'processing', (SELECT count(*) FROM drafts WHERE state = 'processing')
+UNION ALL
+SELECT states.state,
+       (SELECT count(*) FROM drafts
+        WHERE drafts.state = states.state
+          AND drafts.state IN ('accepted', 'skipped', 'failed', 'quarantined'))
+FROM (SELECT 'accepted' AS state UNION ALL SELECT 'skipped' UNION ALL SELECT 'failed'
+      UNION ALL SELECT 'quarantined') AS states;
 
 -- What is being processed, since when, and by whom; runner is NULL where nobody holds the claim.
 CREATE VIEW in_flight AS
@@ -447,17 +557,17 @@ SELECT d.id,
        strftime('%Y-%m-%dT%H:%M:%fZ', d.claimed_at / 1000.0, 'unixepoch') AS claimed,
        max(0, CAST(round((julianday('now') - 2440587.5) * 86400.0) AS INTEGER)
               - d.claimed_at / 1000) AS age_secs,
-       d.owner AS runner, r.pid, r.host, r.program, r.processor,
-       d.claims, d.errors, d.last_error_class
+       d.owner AS runner, r.pid, r.host, r.program, r.processor, r.processor_version,
+       d.claims, d.errors, d.crashes, d.last_error_class
 FROM drafts d LEFT JOIN runners r ON r.id = d.owner
 WHERE d.state = 'processing';
 
--- Every event with its draft's id and the time in ISO 8601; seq is their order.
+-- Every event with its draft's id and the time in ISO 8601, in the order of seq.
 CREATE VIEW draft_history AS
 SELECT h.seq, d.id, h.event, h.from_state, h.to_state,
        strftime('%Y-%m-%dT%H:%M:%fZ', h.at / 1000.0, 'unixepoch') AS at,
-       h.runner, r.pid, r.processor, h.decision, h.note, h.output, h.error_class, h.error,
-       h.by_hand
-FROM drafts d
-JOIN history h ON h.seq = d.seq OR (h.draft = d.seq AND h.seq <> h.draft)
+       h.runner, r.pid, r.processor, r.processor_version, h.decision, h.decided_by, h.note,
+       h.output, h.usage, h.error_class, h.error, h.repeats, h.by_hand
+FROM history h
+JOIN drafts d ON d.seq = h.draft
 LEFT JOIN runners r ON r.id = h.runner;

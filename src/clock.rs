@@ -6,13 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// The last millisecond of the year 9999: the latest time that ISO 8601, SQLite and `time` all
 /// can print. Every stamp is held between the epoch and this, so that no sum of two overflows.
 pub const MAX_UNIX_MS: i64 = 253_402_300_799_999;
 
 /// Where a store's stamps come from.
 #[derive(Clone, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+pub struct Clock(Option<Arc<Manual>>);
+
+struct Manual {
+    now_ms: AtomicI64,
+    uptime_ms: AtomicI64,
+}
 
 impl Clock {
     /// The system's clock.
@@ -24,13 +31,24 @@ impl Clock {
     /// A clock that stands still until it is [`set`](Self::set); its clones share it. For tests.
     #[must_use]
     pub fn manual(at: SystemTime) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(unix_ms(at)))))
+        let (now_ms, uptime_ms) = (AtomicI64::new(unix_ms(at)), AtomicI64::new(0));
+        Self(Some(Arc::new(Manual { now_ms, uptime_ms })))
     }
 
-    /// Set a manual clock; nothing happens to the system's.
+    /// Let time pass on a manual clock until this time, or set it back; nothing happens to the
+    /// system's.
     pub fn set(&self, at: SystemTime) {
-        if let Some(ms) = &self.0 {
-            ms.store(unix_ms(at), Ordering::SeqCst);
+        if let Some(manual) = &self.0 {
+            let before = manual.now_ms.swap(unix_ms(at), Ordering::SeqCst);
+            manual.uptime_ms.fetch_add((unix_ms(at) - before).max(0), Ordering::SeqCst);
+        }
+    }
+
+    /// Set a manual clock without time passing, as an administrator does; nothing happens to the
+    /// system's.
+    pub fn jump(&self, at: SystemTime) {
+        if let Some(manual) = &self.0 {
+            manual.now_ms.store(unix_ms(at), Ordering::SeqCst);
         }
     }
 
@@ -38,8 +56,22 @@ impl Clock {
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         match &self.0 {
-            Some(ms) => ms.load(Ordering::SeqCst),
+            Some(manual) => manual.now_ms.load(Ordering::SeqCst),
             None => unix_ms(SystemTime::now()),
+        }
+    }
+
+    /// When the machine had booted, by this clock, in milliseconds since the epoch; it may be
+    /// before it. It changes when the clock is set, and not with time.
+    pub(crate) fn booted_at_ms(&self) -> i64 {
+        match &self.0 {
+            Some(manual) => self.now_ms() - manual.uptime_ms.load(Ordering::SeqCst),
+            None => {
+                // Since the boot, with the time that the machine was suspended.
+                let uptime = clock_gettime(ClockId::Boottime);
+                let uptime_ms = uptime.tv_sec.saturating_mul(1_000) + uptime.tv_nsec / 1_000_000;
+                self.now_ms() - uptime_ms
+            }
         }
     }
 
@@ -53,7 +85,7 @@ impl Clock {
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Some(ms) => write!(f, "Clock::manual({} ms)", ms.load(Ordering::SeqCst)),
+            Some(_) => write!(f, "Clock::manual({} ms)", self.now_ms()),
             None => f.write_str("Clock::system"),
         }
     }

@@ -227,6 +227,9 @@ struct EnvelopeIn {
 pub struct DraftId([u8; 8]);
 
 impl DraftId {
+    /// Stands for an id that cannot be read.
+    pub(crate) const NONE: Self = Self([0; 8]);
+
     /// The id of this text with this metadata.
     #[must_use]
     pub fn of(raw_text: &str, metadata: &DraftMetadata) -> Self {

@@ -173,6 +173,15 @@ pub enum LibrarianError {
         reason: String,
     },
 
+    /// A stored draft was damaged from outside: its text, its row, or both.
+    #[error("draft {id} is damaged: {reason}")]
+    DamagedDraft {
+        /// The draft.
+        id: DraftId,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// SQLite failed in another way.
     #[error("could not {doing} (database {}): {source}", .path.display())]
     Database {
@@ -244,6 +253,7 @@ impl LibrarianError {
             Self::DraftIo(_)
             | Self::Io { .. }
             | Self::DamagedDatabase { .. }
+            | Self::DamagedDraft { .. }
             | Self::Database { .. }
             | Self::SqliteTooOld { .. } => ErrorKind::Storage,
         }
@@ -272,6 +282,7 @@ impl LibrarianError {
             Self::RetryBudgetExhausted { .. } => "retries_exhausted",
             Self::DraftIo(_) | Self::Io { .. } => "io",
             Self::DraftJson(_) => "json",
+            Self::DamagedDraft { .. } => "damaged",
             _ => "processor",
         }
     }

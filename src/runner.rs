@@ -1,7 +1,8 @@
 //! The mechanics of a run: recover what a dead run left, claim, ask the processor, move the
 //! draft on. The judgement is the processor's ([`DraftProcessor`]).
 
-mod desk;
+mod batch;
+mod dispatcher;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,13 +12,13 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use tracing::{Span, field};
 
-use self::desk::Desk;
+use self::dispatcher::Dispatcher;
 use crate::error::LibrarianError;
 use crate::processor::{DraftProcessor, MAX_DELAY};
 use crate::state::DraftProcessingDecision;
 use crate::store::DraftStore;
 use crate::store::claim::PendingSnapshot;
-use crate::store::recovery::RunnerRegistration;
+use crate::store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 
 /// Age in seconds after which a claim that has no owner is taken back.
 pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
@@ -60,6 +61,9 @@ pub struct DraftRunSummary {
     pub lost_claims: usize,
     /// Abandoned claims whose errors had reached the budget, and that went to `failed`.
     pub exhausted: usize,
+    /// Drafts that were given back because the machine did not let the processor work; nothing
+    /// was charged to them.
+    pub released: usize,
     /// What became of each draft, in the order in which they were finished.
     pub items: Vec<DraftRunItem>,
     /// Decided drafts that are not among the items, because the runner was to list only so many.
@@ -77,6 +81,7 @@ impl DraftRunSummary {
             + self.deferred
             + self.errors
             + self.lost_claims
+            + self.released
     }
 
     /// Whether the run found anything to do.
@@ -165,6 +170,8 @@ pub struct Runner {
     store: DraftStore,
     processor: String,
     stale_after: Duration,
+    max_errors: u32,
+    backs_off: bool,
     limit: Option<usize>,
     stop_at_error: bool,
     most_items: usize,
@@ -195,6 +202,8 @@ impl Runner {
             store: store.clone(),
             processor: processor.to_owned(),
             stale_after: Duration::from_secs(DEFAULT_PROCESSING_STALE_SECS),
+            max_errors: DEFAULT_MAX_ERRORS,
+            backs_off: false,
             limit: None,
             stop_at_error: false,
             most_items: usize::MAX,
@@ -209,6 +218,20 @@ impl Runner {
     #[must_use]
     pub fn stale_after(self, stale_after: Duration) -> Self {
         Self { stale_after, ..self }
+    }
+
+    /// How many errors and crashes a draft may have under this runner before it goes to `failed`;
+    /// 5 if not given, 0 for no limit.
+    #[must_use]
+    pub fn max_errors(self, max_errors: u32) -> Self {
+        Self { max_errors, ..self }
+    }
+
+    /// Whether a draft that is deferred again and again without a delay waits longer each time
+    /// (30 s, doubling, to an hour at most). For a runner that runs again and again.
+    #[must_use]
+    pub fn backs_off(self, backs_off: bool) -> Self {
+        Self { backs_off, ..self }
     }
 
     /// Claim at most this many drafts in a run, over all workers.
@@ -262,16 +285,16 @@ impl Runner {
         processors: &mut [P],
         now: SystemTime,
     ) -> RunReport {
-        let seats = processors.len();
-        self.conduct(now, seats, |desk| match processors {
+        let workers = processors.len();
+        self.conduct(now, workers, |dispatcher| match processors {
             [] => {}
-            [processor] => desk.seat().work(processor),
+            [processor] => dispatcher.worker().work(processor),
             processors => thread::scope(|scope| {
                 for processor in processors {
-                    let seat = desk.seat();
-                    let work = move || desk.within_span(|| seat.work(processor));
+                    let worker = dispatcher.worker();
+                    let work = move || dispatcher.within_span(|| worker.work(processor));
                     if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
-                        desk.cannot_start(error);
+                        dispatcher.cannot_start(error);
                     }
                 }
             }),
@@ -284,11 +307,16 @@ impl Runner {
     ///
     /// As [`run`](Self::run).
     pub fn run_one<P: DraftProcessor>(&self, processor: &mut P, now: SystemTime) -> RunReport {
-        self.conduct(now, 1, |desk| desk.seat().work(processor))
+        self.conduct(now, 1, |dispatcher| dispatcher.worker().work(processor))
     }
 
     /// What is the same for every run: the span, recovery, the snapshot, and the end.
-    fn conduct(&self, now: SystemTime, seats: usize, work: impl FnOnce(&Desk<'_>)) -> RunReport {
+    fn conduct(
+        &self,
+        now: SystemTime,
+        workers: usize,
+        work: impl FnOnce(&Dispatcher<'_>),
+    ) -> RunReport {
         let span = tracing::info_span!(
             target: "mimir.librarian.run",
             "mimir.librarian.run",
@@ -310,19 +338,19 @@ impl Runner {
             Err(error) => RunReport { summary, stopped_by: Some(error) },
             Ok(snapshot) => {
                 self.observe(&summary);
-                match snapshot.is_used_up() || seats == 0 {
+                match snapshot.is_used_up() || workers == 0 {
                     true => RunReport { summary, stopped_by: None },
                     false => {
                         let _abandoning = Abandoning(self);
-                        let desk = Desk::new(self, &span, snapshot, summary, seats);
+                        let dispatcher = Dispatcher::new(self, &span, snapshot, summary, workers);
                         thread::scope(|scope| {
-                            let serve = || desk.within_span(|| desk.serve());
-                            match thread::Builder::new().spawn_scoped(scope, serve) {
-                                Ok(_) => work(&desk),
-                                Err(error) => desk.cannot_start(error),
+                            let write = || dispatcher.within_span(|| dispatcher.write());
+                            match thread::Builder::new().spawn_scoped(scope, write) {
+                                Ok(_) => work(&dispatcher),
+                                Err(error) => dispatcher.cannot_start(error),
                             }
                         });
-                        desk.close()
+                        dispatcher.close()
                     }
                 }
             }
@@ -351,7 +379,9 @@ impl Runner {
         if let Some(registration) = &*registration {
             return Ok(Arc::clone(registration));
         }
-        let new = Arc::new(self.store.register_runner(&self.processor)?);
+        let new = Arc::new(self.store.register_runner(
+            RunnerInfo::new(&self.processor).max_errors(self.max_errors).backs_off(self.backs_off),
+        )?);
         *registration = Some(Arc::clone(&new));
         Ok(new)
     }

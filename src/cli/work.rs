@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{ArgGroup, Args};
 use draftq::processors::command::CommandProcessor;
 use draftq::runner::{Cancellation, RunReport};
-use draftq::store::DEFAULT_MAX_ERRORS;
+use draftq::store::registration::DEFAULT_MAX_ERRORS;
 use draftq::watch::{Waiter, Wake};
 use draftq::{
     DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
@@ -101,12 +101,13 @@ impl Processing {
     }
 
     fn store(&self, context: &Context) -> Result<DraftStore, Failure> {
-        context.open(DraftStore::options().max_errors(self.max_errors))
+        context.store()
     }
 
     fn runner(&self, store: &DraftStore, name: &str, cancellation: &Cancellation) -> Runner {
         Runner::new(store, name)
             .stale_after(Duration::from_secs(self.stale_processing_secs))
+            .max_errors(self.max_errors)
             .cancellation(cancellation.clone())
     }
 

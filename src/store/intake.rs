@@ -4,11 +4,10 @@
 use std::collections::HashMap;
 use std::ops::RangeFrom;
 
-use rusqlite::{Connection, Statement, ToSql};
+use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
 use serde::Serialize;
 
 use super::group::{Lead, Role};
-use super::tally::last_event;
 use super::{DraftStore, state_of, tags_json};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
@@ -55,9 +54,7 @@ impl DraftStore {
             Role::Leader => {
                 let lead = Lead::new(&self.inner.group);
                 let come = self.inner.group.take_waiting(MAX_GROUP - 1);
-                // A transaction, in which the tally can be brought forward, is taken by one in so
-                // many also by a draft alone; by chance, because a process may submit just one.
-                if come.is_empty() && fastrand::u8(..) >= TALLYING {
+                if come.is_empty() {
                     self.submit_alone(draft)
                 } else {
                     self.submit_together(draft, come, lead)
@@ -174,9 +171,6 @@ const CHUNKS: [usize; 3] = [64, 8, 1];
 /// Most drafts that share a commit.
 const MAX_GROUP: usize = 256;
 
-/// In how many of 256 cases a draft that comes alone is submitted in a transaction.
-const TALLYING: u8 = 4;
-
 /// Most bytes of text that one INSERT adds, if it is more than one row.
 const MAX_BOUND_BYTES: usize = 1024 * 1024;
 
@@ -204,7 +198,7 @@ fn insert(
         states.insert(id, state);
         submissions.push(Submission { id, state, created: there.is_none() });
     }
-    let new: Vec<(i64, &Draft)> = (last_event(connection)? + 1..).zip(new).collect();
+    let new: Vec<(i64, &Draft)> = (last_seq(connection)? + 1..).zip(new).collect();
     let mut rest = new.as_slice();
     for size in CHUNKS {
         while let Some((chunk, others)) = rest.split_at_checked(size) {
@@ -297,4 +291,11 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
         }
     }
     Ok(())
+}
+
+/// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.
+fn last_seq(connection: &Connection) -> Result<i64, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT draft FROM history ORDER BY draft DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }

@@ -1,32 +1,41 @@
 //! The store: one SQLite file of drafts. The only floor with SQL.
 //!
-//! | file | what a draft meets there |
+//! | file | what it does with a draft |
 //! |---|---|
-//! | `intake.rs` | it is submitted, with others that come at the same time (`group.rs`) |
-//! | `claim.rs` | it is claimed and finished |
-//! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
-//! | `wakeup.rs`, `new_work.rs` | it wakes a waiting runner |
-//! | `view.rs` | it is looked at, and counted (`tally.rs`) |
-//! | `upkeep.rs` | an operator does something about it |
+//! | `intake.rs` | submits it, with others that arrive at the same time (`group.rs`) |
+//! | `claim.rs` | claims it |
+//! | `finish.rs` | stores its decision or error, and moves it |
+//! | `batch.rs` | does both for many in one transaction |
+//! | `transition.rs` | moves it under the file version's name |
+//! | `registration.rs` | registers the runner that claims it |
+//! | `liveness.rs` | tests whether that runner lives |
+//! | `recovery.rs` | returns it when the runner is dead |
+//! | `wakeup.rs`, `new_work.rs` | wakes a waiting runner for it |
+//! | `view.rs`, `counts.rs` | shows and counts it |
+//! | `upkeep.rs` | requeues it for an operator |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
 //! `migrations/0001_drafts.sql`.
 
+pub(crate) mod batch;
 pub mod claim;
+mod counts;
+pub(crate) mod finish;
 mod group;
 pub mod intake;
 mod liveness;
 pub(crate) mod new_work;
 pub mod recovery;
-mod tally;
+pub mod registration;
+mod transition;
 pub mod upkeep;
 pub mod view;
 pub(crate) mod wakeup;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Transaction, params};
@@ -36,9 +45,6 @@ use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, TransactionError};
 use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft, DraftId, DraftMetadata, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
-
-/// How often a draft may err before recovery moves it to `failed`, unless configured otherwise.
-pub const DEFAULT_MAX_ERRORS: u32 = 5;
 
 /// A durable store of drafts in one SQLite file. Clones share its connections; threads and
 /// processes may use the same file at once.
@@ -56,9 +62,10 @@ struct Inner {
     /// Holds the runners' lock files and the wakeup file.
     runners_directory: PathBuf,
     group: group::Group,
+    /// When this process last looked for dead runners that hold no claim.
+    idle_checked: Mutex<Option<Instant>>,
     clock: Clock,
     max_text_bytes: usize,
-    max_errors: u32,
 }
 
 /// How to open a store: [`DraftStore::options`].
@@ -66,7 +73,6 @@ struct Inner {
 pub struct StoreOptions {
     clock: Clock,
     max_text_bytes: usize,
-    max_errors: u32,
     busy_timeout: Duration,
     connections: u32,
 }
@@ -82,13 +88,6 @@ impl StoreOptions {
     #[must_use]
     pub fn max_text_bytes(self, max_text_bytes: usize) -> Self {
         Self { max_text_bytes, ..self }
-    }
-
-    /// How many errors (a processor's error, the death of its runner) a draft may have before
-    /// recovery moves it to `failed` instead of back to pending; 5 if not given, 0 for no limit.
-    #[must_use]
-    pub fn max_errors(self, max_errors: u32) -> Self {
-        Self { max_errors, ..self }
     }
 
     /// How long a call waits for other writers before it fails as busy; 5 s if not given.
@@ -117,9 +116,9 @@ impl StoreOptions {
                 database,
                 runners_directory,
                 group: group::Group::default(),
+                idle_checked: Mutex::default(),
                 clock: self.clock,
                 max_text_bytes: self.max_text_bytes,
-                max_errors: self.max_errors,
             }),
         })
     }
@@ -146,7 +145,6 @@ impl DraftStore {
         StoreOptions {
             clock: Clock::system(),
             max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
-            max_errors: DEFAULT_MAX_ERRORS,
             busy_timeout: DEFAULT_BUSY_TIMEOUT,
             connections: 4,
         }
@@ -170,12 +168,6 @@ impl DraftStore {
         self.inner.max_text_bytes
     }
 
-    /// How many errors a draft may have before recovery moves it to `failed`; 0: no limit.
-    #[must_use]
-    pub fn max_errors(&self) -> u32 {
-        self.inner.max_errors
-    }
-
     pub(crate) fn runners_directory(&self) -> &Path {
         &self.inner.runners_directory
     }
@@ -190,11 +182,7 @@ impl DraftStore {
         doing: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.database().write(doing, |transaction| {
-            let value = body(transaction)?;
-            tally::keep_up(transaction)?;
-            Ok(value)
-        })
+        self.database().write(doing, body)
     }
 
     fn now_ms(&self) -> i64 {
@@ -249,6 +237,16 @@ fn metadata_of(row: &Row<'_>) -> Result<DraftMetadata, rusqlite::Error> {
 /// A draft from a row that has [`draft_columns`] and its `raw_text`.
 fn draft_of(row: &Row<'_>) -> Result<Draft, rusqlite::Error> {
     Ok(Draft::stored(row.get("id")?, row.get("raw_text")?, metadata_of(row)?))
+}
+
+/// A text that may have been damaged from outside; what is not UTF-8 in it is replaced.
+fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite::Error> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
+            String::from_utf8_lossy(bytes).into_owned()
+        }
+        _ => String::new(),
+    })
 }
 
 /// Tags as the database keeps them: a JSON array of strings.
@@ -320,4 +318,12 @@ fn state_of(
         .query_row(params![id], |row| row.get(0))
         .optional()?;
     Ok(state)
+}
+
+/// The seq of the history's last event; 0 if there is none.
+fn last_event(connection: &rusqlite::Connection) -> Result<i64, TransactionError> {
+    use rusqlite::OptionalExtension as _;
+    let mut statement =
+        connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }

@@ -1,8 +1,7 @@
 //! What has come in that a waiting runner could claim: the query for writers that do not notify,
 //! such as a SQL shell.
 
-use super::DraftStore;
-use super::tally::last_event;
+use super::{DraftStore, last_event};
 use crate::error::LibrarianError;
 
 /// What a waiting runner polls for.

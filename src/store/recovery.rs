@@ -1,181 +1,160 @@
-//! A runner registers; when it is dead, its drafts go back.
+//! Drafts that nobody works on any more go back.
 //!
 //! Whoever finds the lock of a runner free (`liveness.rs`) knows that it is dead and returns its
 //! drafts at once; while the lock is held, a claim is never taken by age. Age decides only where
 //! there is no lock to test: for claims without an owner, and where the lock file is gone.
+//!
+//! Which draft is to blame for the death of its runner is certain only where the runner held one
+//! draft. Of several, each becomes a suspect, which is then claimed by a runner that holds nothing
+//! else (`claim.rs`).
 
-use std::fs::{self, File};
-use std::path::PathBuf;
 use std::time::SystemTime;
 
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, named_params};
 
-use super::liveness::{Here, Liveness, LockEntry, take_new_lock};
-use super::{DraftStore, DraftTransition};
+use super::batch::is_row_fault;
+use super::liveness::{Here, Liveness, LockEntry};
+use super::registration::{end_idle, set_ended};
+use super::{DraftStore, DraftTransition, lossy_text};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
-/// What one look for abandoned claims did.
+/// What one recovery did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Recovery {
     /// Drafts that went back to pending.
     pub to_pending: Vec<DraftTransition>,
     /// Drafts whose errors had reached the budget, and that went to `failed`.
     pub to_failed: Vec<DraftTransition>,
+    /// How many drafts could not be moved, because their rows were damaged from outside.
+    pub damaged: usize,
 }
 
-/// A runner's entry in the database and its lock: the proof of life. Dropping it says that the
-/// runner ended; what it still has claimed is then taken back by the next run of anyone.
-#[derive(Debug)]
-pub struct RunnerRegistration {
-    store: DraftStore,
+/// A runner that owns claims.
+struct Owner {
     id: i64,
-    lock_path: PathBuf,
-    /// Holds the lock until the entry says that the runner ended.
-    _lock: File,
+    claims: i64,
+    /// Its row; `None` if there is none.
+    row: Option<OwnerRow>,
 }
 
-impl RunnerRegistration {
-    /// The runner's number: `runners.id`, and `owner` of what it claims.
-    #[must_use]
-    pub fn id(&self) -> i64 {
-        self.id
-    }
-}
-
-impl Drop for RunnerRegistration {
-    fn drop(&mut self) {
-        // If this fails, the freed lock says the same to whoever looks next, and is left for that.
-        if self.store.end_runner(self.id).is_ok() {
-            let _ = fs::remove_file(&self.lock_path);
-        }
-    }
-}
-
-struct RunnerRow {
-    id: i64,
+struct OwnerRow {
     host: String,
     boot_id: String,
     lock_file: String,
     ended: bool,
-    has_claims: bool,
+    max_errors: i64,
 }
 
+/// Which of a dead runner's drafts are to blame.
+#[derive(Debug, Clone, Copy)]
+enum Blame {
+    /// None: the runner ended in good order and left them.
+    Nobody,
+    /// One of several.
+    Suspects,
+    /// The only one, under this error budget.
+    Crash { budget: i64 },
+    /// Nobody held them; the error that was recorded counts already.
+    Errored,
+}
+
+/// Claims of this age count as abandoned.
+#[derive(Debug, Clone, Copy)]
+struct Cutoff {
+    now: i64,
+    booted_at: i64,
+    stale_before: i64,
+}
+
+/// Claims that are old enough. Their age is no more than the time that the machine was running
+/// since, so that a clock that was set forward ages none; after a reboot the clock alone tells.
+const IS_STALE: &str = "claimed_at <= :stale_before \
+     AND (claim_booted_at IS NULL \
+          OR :now - :booted_at < claimed_at - claim_booted_at \
+          OR (:now - :booted_at) - (claimed_at - claim_booted_at) >= :now - :stale_before)";
+
 impl DraftStore {
-    /// Register a runner: take its lock, then enter it. `processor` is a word for what it runs.
+    /// Return what nobody works on any more: every claim of a dead runner, and every claim that
+    /// was made at or before `stale_before` and has no owner, or one whose lock file is gone. A
+    /// claim of a runner that lives is never taken, however old it is.
     ///
-    /// # Errors
-    ///
-    /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
-    pub fn register_runner(&self, processor: &str) -> Result<RunnerRegistration, LibrarianError> {
-        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
-        let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let now = self.now_ms();
-        let here = Here::new();
-        let entered = self.write("register a runner", |transaction| {
-            transaction.execute(
-                "INSERT INTO runners (pid, host, boot_id, program, processor, lock_file, started_at) \
-                 VALUES (:pid, :host, :boot_id, :program, :processor, :lock_file, :now)",
-                named_params! {
-                    ":pid": std::process::id(),
-                    ":host": here.host,
-                    ":boot_id": here.boot_id,
-                    ":program": program_name(),
-                    ":processor": processor,
-                    ":lock_file": lock_file,
-                    ":now": now,
-                },
-            )?;
-            Ok(transaction.last_insert_rowid())
-        });
-        match entered {
-            Ok(id) => Ok(RunnerRegistration { store: self.clone(), id, lock_path, _lock: lock }),
-            Err(error) => {
-                let _ = fs::remove_file(&lock_path);
-                Err(error)
-            }
-        }
-    }
-
-    fn end_runner(&self, id: i64) -> Result<(), LibrarianError> {
-        let now = self.now_ms();
-        self.write("end a runner", |transaction| {
-            transaction
-                .prepare_cached("UPDATE runners SET ended_at = ?1 WHERE id = ?2")?
-                .execute(params![now, id])?;
-            Ok(())
-        })
-    }
-
-    /// Take back what nobody works on any more: every claim of a dead runner, and every claim
-    /// that was made at or before `stale_before` and has no owner, or one of whom nothing can be
-    /// known. A claim of a runner that lives is never taken, however old it is.
-    ///
-    /// A draft goes back to pending, or to `failed` if its errors have reached the store's
-    /// budget; the death of its runner counts as one. The first error costs no time; from the
-    /// second on, the draft waits 10 s, 20 s, 40 s … up to an hour, give or take a quarter.
+    /// A draft goes back to pending, or to `failed` if its errors and crashes have reached the
+    /// budget of the runner under which it erred or died. The death of a runner counts as a crash
+    /// if that draft was all it held. The first error costs no time; from the second on, the
+    /// draft waits 10 s, 20 s, 40 s … up to an hour, give or take a quarter.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is moved then.
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
-        let now = self.now_ms();
-        let stale_before = unix_ms(stale_before);
-        let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        let here = Here::new();
-        for runner in self.runners_to_ask_after()? {
-            match self.liveness_of(&runner, &here) {
-                Liveness::Alive => {}
-                Liveness::Dead => dead.push(runner.id),
-                Liveness::LockGone if !runner.has_claims => gone.push(runner.id),
-                Liveness::LockGone | Liveness::Unknown => unknown.push(runner.id),
+        let cutoff = Cutoff {
+            now: self.now_ms(),
+            booted_at: self.clock().booted_at_ms(),
+            stale_before: unix_ms(stale_before),
+        };
+        let (mut dead, mut untestable) = (Vec::new(), Vec::new());
+        for owner in self.owners()? {
+            match self.liveness_of(&owner) {
+                Liveness::Alive | Liveness::Unknown => {}
+                Liveness::Dead => dead.push(owner),
+                Liveness::LockGone => untestable.push(owner),
             }
         }
-        // Most often nothing is to be done, and a look takes no lock.
+        // Most often nothing is to be done, and this read takes no lock.
         let any_stale = self.database().read("look for stale claims", |connection| {
-            any_stale(connection, &unknown, stale_before, now)
+            any_stale(connection, &untestable, cutoff)
         })?;
-        if dead.is_empty() && gone.is_empty() && !any_stale {
-            self.tidy_lock_files();
+        let idle = self.idle_dead_runners_now_and_then()?;
+        if dead.is_empty() && idle.is_empty() && !any_stale {
             return Ok(Recovery::default());
         }
         let recovery = self.write("recover claims", |transaction| {
-            // A clock that was set back leaves claims in the future; they begin to age now.
-            transaction
-                .prepare_cached(
-                    "UPDATE drafts SET claimed_at = ?1, updated_at = ?1, revision = revision + 1 \
-                     WHERE state = 'processing' AND claimed_at > ?1",
-                )?
-                .execute([now])?;
             let mut recovery = Recovery::default();
-            let max_errors = self.max_errors();
-            for runner in &dead {
-                take_back(transaction, Some(*runner), i64::MAX, 1, max_errors, now, &mut recovery)?;
-                transaction
-                    .prepare_cached(
-                        "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL",
-                    )?
-                    .execute(params![now, runner])?;
+            end_idle(transaction, &idle, cutoff.now)?;
+            // A clock that was set back leaves claims in the future; they begin to age now.
+            update_each(
+                transaction,
+                "SELECT seq FROM drafts INDEXED BY drafts_in_flight \
+                 WHERE state = 'processing' AND claimed_at > ?1",
+                &[&cutoff.now],
+                |seq| {
+                    transaction
+                        .prepare_cached(
+                            "UPDATE drafts SET claimed_at = ?1, claim_booted_at = ?2, \
+                                 updated_at = ?1, revision = (revision + 1) & 4294967295 \
+                             WHERE seq = ?3",
+                        )?
+                        .execute([cutoff.now, cutoff.booted_at, seq])
+                        .map(drop)
+                },
+            )?;
+            for owner in &dead {
+                let blame = match &owner.row {
+                    Some(row) if row.ended => Blame::Nobody,
+                    Some(row) if owner.claims == 1 => Blame::Crash { budget: row.max_errors },
+                    _ => Blame::Suspects,
+                };
+                let everything = Cutoff { stale_before: i64::MAX, ..cutoff };
+                give_back(transaction, Some(owner.id), everything, blame, &mut recovery)?;
+                set_ended(transaction, owner.id, cutoff.now)?;
             }
-            for runner in &gone {
-                // If it lives after all and has claimed something by now, it is left alone; if it
-                // has not, its next claim tells it to register again.
-                transaction
-                    .prepare_cached(
-                        "UPDATE runners SET ended_at = ?1 WHERE id = ?2 AND ended_at IS NULL \
-                             AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
-                                             WHERE state = 'processing' AND owner = runners.id)",
-                    )?
-                    .execute(params![now, runner])?;
+            for owner in &untestable {
+                give_back(transaction, Some(owner.id), cutoff, Blame::Suspects, &mut recovery)?;
             }
-            for owner in unknown.iter().copied().map(Some).chain([None]) {
-                take_back(transaction, owner, stale_before, 0, max_errors, now, &mut recovery)?;
-            }
+            give_back(transaction, None, cutoff, Blame::Errored, &mut recovery)?;
             Ok(recovery)
         })?;
+        if recovery.damaged > 0 {
+            tracing::warn!(
+                target: "mimir.librarian.damaged",
+                drafts = recovery.damaged,
+                "drafts in processing could not be recovered: their rows are damaged"
+            );
+        }
         self.tidy_lock_files();
         Ok(recovery)
     }
@@ -193,129 +172,178 @@ impl DraftStore {
         self.recover(stale_before).map(|recovery| recovery.to_pending)
     }
 
-    /// Whether a runner is dead whose claims nobody has taken back yet.
+    /// Whether a runner is dead whose claims nobody has returned yet.
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
-        let here = Here::new();
-        let runners = self.runners_to_ask_after()?;
-        Ok(runners.iter().any(|runner| self.liveness_of(runner, &here) == Liveness::Dead))
+        let owners = self.owners()?;
+        Ok(owners.iter().any(|owner| self.liveness_of(owner) == Liveness::Dead))
     }
 
-    fn liveness_of(&self, runner: &RunnerRow, here: &Here) -> Liveness {
-        if runner.ended {
-            return Liveness::Dead;
-        }
-        let RunnerRow { host, boot_id, lock_file, .. } = runner;
-        self.liveness(&LockEntry { host, boot_id, lock_file }, here)
-    }
-
-    /// Runners that have not said that they ended, and those that own a claim all the same.
-    fn runners_to_ask_after(&self) -> Result<Vec<RunnerRow>, LibrarianError> {
+    /// The runners that own claims.
+    fn owners(&self) -> Result<Vec<Owner>, LibrarianError> {
         self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
-                "WITH owners AS (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
-                                 WHERE state = 'processing' AND owner IS NOT NULL) \
-                 SELECT id, host, boot_id, lock_file, 0 AS ended, \
-                        id IN (SELECT owner FROM owners) AS has_claims \
-                 FROM runners WHERE ended_at IS NULL \
-                 UNION ALL \
-                 SELECT owner, coalesce(host, ''), coalesce(boot_id, ''), \
-                        coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
-                 FROM owners LEFT JOIN runners ON id = owner \
-                 WHERE id IS NULL OR ended_at IS NOT NULL",
+                "SELECT owner, claims, id, host, boot_id, lock_file, ended_at, max_errors \
+                 FROM (SELECT owner, count(*) AS claims FROM drafts INDEXED BY drafts_in_flight \
+                       WHERE state = 'processing' AND owner IS NOT NULL GROUP BY owner) \
+                 LEFT JOIN runners ON id = owner",
             )?;
-            let rows = statement.query_map([], |row| {
-                Ok(RunnerRow {
-                    id: row.get("id")?,
-                    host: row.get("host")?,
-                    boot_id: row.get("boot_id")?,
-                    lock_file: row.get("lock_file")?,
-                    ended: row.get("ended")?,
-                    has_claims: row.get("has_claims")?,
-                })
+            let owners = statement.query_map([], |row| {
+                let row_of_owner = match row.get::<_, Option<i64>>("id")? {
+                    None => None,
+                    Some(_) => Some(OwnerRow {
+                        host: lossy_text(row, "host")?,
+                        boot_id: lossy_text(row, "boot_id")?,
+                        lock_file: lossy_text(row, "lock_file")?,
+                        ended: row.get::<_, Option<i64>>("ended_at")?.is_some(),
+                        max_errors: row.get("max_errors")?,
+                    }),
+                };
+                Ok(Owner { id: row.get("owner")?, claims: row.get("claims")?, row: row_of_owner })
             })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            Ok(owners.collect::<Result<_, _>>()?)
         })
     }
-}
 
-/// One UPDATE: what this owner (`None`: nobody) claimed at or before `stale_before` goes back,
-/// with `crashes` more errors.
-fn take_back(
-    connection: &Connection,
-    owner: Option<i64>,
-    stale_before: i64,
-    crashes: i64,
-    max_errors: u32,
-    now: i64,
-    recovery: &mut Recovery,
-) -> Result<(), TransactionError> {
-    let mut statement = connection.prepare_cached(
-        "UPDATE drafts INDEXED BY drafts_in_flight SET \
-             state = CASE WHEN :max > 0 AND errors + :crashes >= :max \
-                          THEN 'failed' ELSE 'pending' END, \
-             due_at = CASE WHEN errors + :crashes < 2 \
-                             OR (:max > 0 AND errors + :crashes >= :max) THEN 0 \
-                           ELSE min(:end_of_time, \
-                                :now + min(3600000, 10000 << min(errors + :crashes - 2, 20)) \
-                                * (75 + abs(random() % 51)) / 100) END, \
-             errors = errors + :crashes, \
-             last_error_class = CASE WHEN :crashes > 0 THEN 'crash' ELSE last_error_class END, \
-             last_error = CASE WHEN :crashes > 0 \
-                               THEN 'the runner ended while the draft was being processed' \
-                               ELSE last_error END, \
-             claimed_at = NULL, claim_token = NULL, owner = NULL, \
-             updated_at = :now, revision = revision + 1 \
-         WHERE state = 'processing' AND owner IS :owner AND claimed_at <= :stale_before \
-         RETURNING id, state",
-    )?;
-    let rows = statement.query_map(
-        named_params! {
-            ":max": max_errors,
-            ":crashes": crashes,
-            ":now": now,
-            ":end_of_time": MAX_UNIX_MS,
-            ":owner": owner,
-            ":stale_before": stale_before,
-        },
-        |row| {
-            let to = row.get("state")?;
-            Ok(DraftTransition { id: row.get("id")?, from: DraftState::Processing, to })
-        },
-    )?;
-    for transition in rows {
-        let transition = transition?;
-        match transition.to {
-            DraftState::Failed => recovery.to_failed.push(transition),
-            _ => recovery.to_pending.push(transition),
+    fn liveness_of(&self, owner: &Owner) -> Liveness {
+        match &owner.row {
+            Some(OwnerRow { host, boot_id, lock_file, ended: false, .. }) => {
+                self.liveness(&LockEntry { host, boot_id, lock_file }, &Here::new())
+            }
+            Some(_) | None => Liveness::Dead,
         }
     }
-    Ok(())
 }
 
 fn any_stale(
     connection: &Connection,
-    unknown: &[i64],
-    stale_before: i64,
-    now: i64,
+    untestable: &[Owner],
+    cutoff: Cutoff,
 ) -> Result<bool, TransactionError> {
-    let mut statement = connection.prepare_cached(
+    let mut statement = connection.prepare_cached(&format!(
         "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
-                        WHERE state = 'processing' AND owner IS ?1 AND claimed_at <= ?2) \
+                        WHERE state = 'processing' AND owner IS :owner AND {IS_STALE}) \
              OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
-                        WHERE state = 'processing' AND claimed_at > ?3)",
-    )?;
-    for owner in unknown.iter().copied().map(Some).chain([None]) {
-        if statement.query_row(params![owner, stale_before, now], |row| row.get(0))? {
+                        WHERE state = 'processing' AND claimed_at > :now)",
+    ))?;
+    for owner in untestable.iter().map(|owner| Some(owner.id)).chain([None]) {
+        let any = statement.query_row(
+            named_params! {
+                ":owner": owner,
+                ":stale_before": cutoff.stale_before,
+                ":now": cutoff.now,
+                ":booted_at": cutoff.booted_at,
+            },
+            |row| row.get(0),
+        )?;
+        if any {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// The name of this program, without its directory.
-fn program_name() -> String {
-    std::env::current_exe()
-        .ok()
-        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
-        .unwrap_or_default()
+/// Return what this owner (`None`: nobody) claimed before the cutoff.
+fn give_back(
+    connection: &Connection,
+    owner: Option<i64>,
+    cutoff: Cutoff,
+    blame: Blame,
+    recovery: &mut Recovery,
+) -> Result<(), TransactionError> {
+    let claims = {
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT seq FROM drafts INDEXED BY drafts_in_flight \
+             WHERE state = 'processing' AND owner IS :owner AND {IS_STALE} ORDER BY seq"
+        ))?;
+        let seqs = statement.query_map(
+            named_params! {
+                ":owner": owner,
+                ":stale_before": cutoff.stale_before,
+                ":now": cutoff.now,
+                ":booted_at": cutoff.booted_at,
+            },
+            |row| row.get(0),
+        )?;
+        seqs.collect::<Result<Vec<i64>, _>>()?
+    };
+    let (crashes, suspect, budget) = match blame {
+        Blame::Nobody => (0, None, Some(0)),
+        Blame::Suspects => (0, Some(1), Some(0)),
+        Blame::Crash { budget } => (1, Some(1), Some(budget)),
+        // The budget that was stored with the error.
+        Blame::Errored => (0, None, None),
+    };
+    let waits = matches!(blame, Blame::Crash { .. } | Blame::Errored);
+    for seq in claims {
+        let moved = connection
+            .prepare_cached(
+                "UPDATE drafts SET \
+                     state = CASE WHEN coalesce(:budget, error_budget, 0) > 0 \
+                                       AND errors + crashes + :crashes \
+                                           >= coalesce(:budget, error_budget) \
+                                  THEN 'failed' ELSE 'pending' END, \
+                     due_at = CASE WHEN NOT :waits OR errors + crashes + :crashes < 2 \
+                                        OR (coalesce(:budget, error_budget, 0) > 0 \
+                                            AND errors + crashes + :crashes \
+                                                >= coalesce(:budget, error_budget)) THEN 0 \
+                                   ELSE min(:end_of_time, :now \
+                                        + min(3600000, \
+                                              10000 << min(errors + crashes + :crashes - 2, 20)) \
+                                          * (75 + abs(random() % 51)) / 100) END, \
+                     crashes = min(crashes, 999999999) + :crashes, \
+                     suspect = coalesce(:suspect, suspect), \
+                     last_error_class = CASE WHEN :crashes > 0 THEN 'crash' \
+                                             ELSE last_error_class END, \
+                     last_error = CASE WHEN :crashes > 0 \
+                                       THEN 'the runner died while it processed this draft alone' \
+                                       ELSE last_error END, \
+                     claimed_at = NULL, claim_booted_at = NULL, claim_token = NULL, owner = NULL, \
+                     updated_at = :now, revision = (revision + 1) & 4294967295 \
+                 WHERE seq = :seq \
+                 RETURNING id, state",
+            )?
+            .query_row(
+                named_params! {
+                    ":budget": budget,
+                    ":crashes": crashes,
+                    ":suspect": suspect,
+                    ":waits": waits,
+                    ":now": cutoff.now,
+                    ":end_of_time": MAX_UNIX_MS,
+                    ":seq": seq,
+                },
+                |row| {
+                    let to = row.get("state")?;
+                    Ok(DraftTransition { id: row.get("id")?, from: DraftState::Processing, to })
+                },
+            )
+            .optional();
+        match moved {
+            Ok(Some(transition)) if transition.to == DraftState::Failed => {
+                recovery.to_failed.push(transition);
+            }
+            Ok(transition) => recovery.to_pending.extend(transition),
+            Err(error) if is_row_fault(&error) => recovery.damaged += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Change each draft that the query finds; one whose row cannot be changed is passed over.
+fn update_each(
+    connection: &Connection,
+    query: &str,
+    parameters: &[&dyn rusqlite::ToSql],
+    change: impl Fn(i64) -> Result<(), rusqlite::Error>,
+) -> Result<(), TransactionError> {
+    let mut statement = connection.prepare_cached(query)?;
+    let seqs = statement.query_map(parameters, |row| row.get(0))?;
+    for seq in seqs.collect::<Result<Vec<i64>, _>>()? {
+        match change(seq) {
+            Err(error) if !is_row_fault(&error) => return Err(error.into()),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
 }

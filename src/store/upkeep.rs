@@ -56,8 +56,10 @@ fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, T
     connection
         .prepare_cached(
             "UPDATE drafts SET state = 'pending', decision = NULL, note = NULL, output = NULL, \
-                 errors = 0, last_error_class = NULL, last_error = NULL, \
-                 updated_at = :now, revision = revision + 1 \
+                 usage = NULL, decided_by = NULL, \
+                 errors = 0, crashes = 0, defers_in_a_row = 0, suspect = 0, error_budget = NULL, \
+                 last_error_class = NULL, last_error = NULL, \
+                 updated_at = :now, revision = (revision + 1) & 4294967295 \
              WHERE id = :id AND state NOT IN ('pending', 'processing')",
         )?
         .execute(named_params! { ":id": id, ":now": now })?;

@@ -6,9 +6,10 @@ use rusqlite::{OptionalExtension as _, Row, named_params, params};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::tally::Tally;
+use super::counts;
 use super::{DraftStore, draft_columns, draft_of, metadata_of};
 use crate::clock::unix_ms;
+use crate::database::TransactionError;
 use crate::draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
@@ -40,6 +41,9 @@ pub struct DraftRecord {
     pub claims: u64,
     /// How many errors it had since its submission or its last requeue.
     pub errors: u64,
+    /// How often its runner died while it held this draft and no other, since its submission or
+    /// its last requeue.
+    pub crashes: u64,
     /// How often its processor deferred it.
     pub defers: u64,
     /// The last decision.
@@ -147,8 +151,8 @@ pub struct StoreStats {
     pub oldest_ready_unix_ms: Option<i64>,
     /// When the oldest claim was made.
     pub oldest_claim_unix_ms: Option<i64>,
-    /// Bytes of all texts.
-    pub text_bytes: u64,
+    /// Size of the database in bytes, without its WAL.
+    pub database_bytes: u64,
 }
 
 fn state_map<S: Serializer>(
@@ -209,9 +213,8 @@ impl DraftStore {
         // Literals, so that the planner can match them with the partial indexes.
         let names: Vec<String> =
             states.iter().map(|state| format!("'{}'", state.dir_name())).collect();
-        let for_review = [DraftState::Failed, DraftState::Quarantined];
-        let review = if states.iter().all(|state| for_review.contains(state)) {
-            " AND state IN ('failed', 'quarantined')"
+        let review = if states.iter().all(|state| state.is_terminal()) {
+            " AND state IN ('accepted', 'skipped', 'failed', 'quarantined')"
         } else {
             ""
         };
@@ -293,7 +296,7 @@ impl DraftStore {
                 "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
                         error_class, error, by_hand \
                  FROM history LEFT JOIN runners ON runners.id = history.runner \
-                 WHERE history.seq = ?1 OR (draft = ?1 AND history.seq <> draft) \
+                 WHERE draft = ?1 \
                  ORDER BY history.seq",
             )?;
             let events = statement.query_map([record.seq], event_of)?;
@@ -309,8 +312,23 @@ impl DraftStore {
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn stats(&self) -> Result<StoreStats, LibrarianError> {
         self.database().read("count drafts", |connection| {
-            let tally = Tally::now(connection)?;
-            let states = DraftState::ALL.map(|state| (state, tally.drafts(state))).to_vec();
+            let delayed = counts::delayed(connection)?;
+            let states = DraftState::ALL
+                .into_iter()
+                .map(|state| {
+                    let drafts = match state {
+                        DraftState::Pending => counts::ready(connection)? + delayed,
+                        DraftState::Processing => counts::processing(connection)?,
+                        state => counts::finished(connection, state)?,
+                    };
+                    Ok((state, drafts))
+                })
+                .collect::<Result<Vec<_>, TransactionError>>()?;
+            let database_bytes = connection
+                .prepare_cached(
+                    "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+                )?
+                .query_row([], |row| row.get(0))?;
             let next_due_unix_ms = connection
                 .prepare_cached(
                     "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
@@ -333,11 +351,11 @@ impl DraftStore {
             Ok(StoreStats {
                 drafts: states.iter().map(|entry| entry.1).sum(),
                 states,
-                delayed: tally.delayed(),
+                delayed,
                 next_due_unix_ms,
                 oldest_ready_unix_ms,
                 oldest_claim_unix_ms,
-                text_bytes: tally.text_bytes(),
+                database_bytes,
             })
         })
     }
@@ -345,7 +363,7 @@ impl DraftStore {
 
 const RECORD_COLUMNS: &str = concat!(
     draft_columns!(),
-    ", state, text_bytes, claimed_at, owner, due_at, claims, errors, defers, decision, note, \
+    ", state, text_bytes, claimed_at, owner, due_at, claims, errors, crashes, defers, decision, note, \
        output, last_error_class, last_error, updated_at"
 );
 
@@ -361,6 +379,7 @@ fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
         due_at_unix_ms: Some(row.get("due_at")?).filter(|due_at| *due_at > 0),
         claims: row.get("claims")?,
         errors: row.get("errors")?,
+        crashes: row.get("crashes")?,
         defers: row.get("defers")?,
         decision: row.get("decision")?,
         note: row.get("note")?,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use draftq::error::{ErrorKind, ProcessorError};
 use draftq::store::claim::{Claim, Claimed};
-use draftq::store::recovery::RunnerRegistration;
+use draftq::store::registration::RunnerRegistration;
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Outcome};
 use rusqlite::Connection;
 
@@ -67,15 +67,18 @@ fn lose_claims(rounds: u64) {
                 by_hand.execute(sql, [&id]).unwrap();
                 assert_eq!(store.recover(SystemTime::now()).unwrap().to_pending.len(), 1);
             }
-            // By hand, back to pending or to an end.
+            // By hand, back to pending, and perhaps to a terminal state.
             1 => {
                 let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, \
                            claim_token = NULL, owner = NULL WHERE id = ?1";
                 by_hand.execute(sql, [&id]).unwrap();
             }
             2 => {
-                let sql = "UPDATE drafts SET state = 'failed', claimed_at = NULL, \
-                           claim_token = NULL, owner = NULL, decision = 'failed' WHERE id = ?1";
+                let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, \
+                           claim_token = NULL, owner = NULL WHERE id = ?1";
+                by_hand.execute(sql, [&id]).unwrap();
+                let sql = "UPDATE drafts SET state = 'failed', decision = 'failed', \
+                           decided_by = 'me' WHERE id = ?1";
                 by_hand.execute(sql, [&id]).unwrap();
             }
             3 => {
@@ -104,7 +107,7 @@ fn lose_claims(rounds: u64) {
         let decision = DraftProcessingDecision::ALL[random.usize(..5)];
         let error = if random.u32(..4) == 0 {
             let error = ProcessorError::new("exit", "exit status 3").with_detail("late".into());
-            store.give_up(lost, &error.into()).unwrap_err()
+            store.record_error(lost, &error.into()).unwrap_err()
         } else {
             let outcome = Outcome::new(decision).with_note("late").with_output(&[round]).unwrap();
             store.finish(lost, &outcome).unwrap_err()

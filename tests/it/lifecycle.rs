@@ -51,7 +51,6 @@ fn bench() -> Bench {
     let clock = Clock::manual(from_unix_ms(3_600_000));
     let store = DraftStore::options()
         .clock(clock.clone())
-        .max_errors(3)
         .open(directory.path().join("drafts.db"))
         .unwrap();
     Bench { _directory: directory, clock, store }
@@ -69,7 +68,7 @@ impl Bench {
     }
 
     fn runner(&self) -> Runner {
-        Runner::new(&self.store, "test").stale_after(Duration::from_secs(60))
+        Runner::new(&self.store, "test").stale_after(Duration::from_secs(60)).max_errors(3)
     }
 
     fn run(&self, processor: &mut impl DraftProcessor) -> draftq::DraftRunSummary {
@@ -195,14 +194,41 @@ fn a_delayed_draft_is_not_claimed_before_its_time_and_keeps_its_place() {
 }
 
 #[test]
-fn a_delay_made_while_the_clock_was_wrong_is_not_waited_for() {
+fn a_due_time_is_waited_for_however_far_ahead_it_is() {
+    let bench = bench();
+    let draft = bench.submit(&["a"]).remove(0);
+    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+    let year_ms: i64 = 365 * 24 * 60 * 60 * 1000;
+    let due_at = bench.clock.now_ms() + year_ms;
+    outside.execute("UPDATE drafts SET due_at = ?1", [due_at]).unwrap();
+    assert_eq!(bench.run(&mut Judge(accept)).pending_seen, 0);
+    bench.clock.set(from_unix_ms(due_at - 1));
+    assert_eq!(bench.run(&mut Judge(accept)).pending_seen, 0);
+    bench.clock.set(from_unix_ms(due_at));
+    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+    assert_eq!(bench.state(&draft), DraftState::Accepted);
+}
+
+#[test]
+fn an_erred_draft_is_not_tried_again_early_because_the_clock_was_set_forward() {
     let bench = bench();
     bench.submit(&["a"]);
-    bench.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
-    let later = Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(Duration::MAX);
-    bench.run(&mut Judge(|_: &Draft| Ok(later.clone())));
-    bench.clock.set(from_unix_ms(3_600_000));
-    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+    assert_eq!(bench.run(&mut Judge(err)).errors, 1);
+    // An administrator sets the clock an hour ahead; no time has passed.
+    let hour = Duration::from_secs(3600);
+    bench.clock.jump(bench.clock.now() + hour);
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    bench.pass(Duration::from_secs(59));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
+    // And back: it does not wait for the clock to catch up.
+    bench.submit(&["b"]);
+    assert_eq!(bench.run(&mut Judge(err)).errors, 1);
+    bench.clock.jump(bench.clock.now() - hour);
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
 }
 
 #[test]
@@ -325,8 +351,12 @@ fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
         let in_hand = bench.store.list(DraftState::Processing).unwrap();
         assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
         assert!(!bench.store.list(DraftState::Pending).unwrap().is_empty());
-        // Not by age: no time has passed.
-        let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
+        // The panic is the draft's error, and that of no other draft.
+        let (record, ..) = bench.store.inspect(drafts[20].id()).unwrap();
+        assert_eq!(record.last_error_class.as_deref(), Some("panic"));
+        assert_eq!(record.owner, None);
+        bench.pass(Duration::from_secs(60));
+        let recovery = bench.store.recover(bench.clock.now() - Duration::from_secs(60)).unwrap();
         assert_eq!(recovery.to_pending.len(), 1);
         bench.pass(Duration::from_secs(3600));
     }
@@ -583,8 +613,9 @@ fn a_live_runners_claim_is_never_taken_by_age_and_a_dead_ones_at_once() {
     let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(recovery.to_pending.len(), 1);
     let (record, ..) = bench.store.inspect(draft.id()).unwrap();
-    assert_eq!((record.state, record.errors), (DraftState::Pending, 1));
-    assert_eq!(record.last_error_class.as_deref(), Some("crash"));
+    // It ended in good order, so nothing is charged.
+    assert_eq!((record.state, record.errors, record.crashes), (DraftState::Pending, 0, 0));
+    assert_eq!(record.last_error_class, None);
 
     // What the late runner brings is refused, and kept.
     let outcome = Outcome::new(DraftProcessingDecision::Accepted).with_note("too late");

@@ -210,8 +210,8 @@ fn stats_count_states_in_their_order() {
         "quarantined": 0});
     assert_eq!(stats["states"], states);
     assert_eq!(
-        (&stats["drafts"], &stats["delayed"], &stats["text_bytes"]),
-        (&json!(3), &json!(1), &json!(11))
+        (&stats["drafts"], &stats["delayed"], stats["database_bytes"].as_u64().unwrap() % 4096),
+        (&json!(3), &json!(1), 0)
     );
     assert!(stats["next_due_unix_ms"].is_i64() && stats["oldest_ready_unix_ms"].is_i64());
 

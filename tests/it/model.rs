@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use draftq::clock::{Clock, MAX_UNIX_MS, from_unix_ms};
 use draftq::error::ProcessorError;
 use draftq::store::claim::{Claim, Claimed, PendingSnapshot};
-use draftq::store::recovery::RunnerRegistration;
+use draftq::store::registration::{RunnerInfo, RunnerRegistration};
 use draftq::store::view::DraftQuery;
 use draftq::{
     Draft, DraftId, DraftMetadata, DraftProcessingDecision, DraftSourceSurface, DraftState,
@@ -23,7 +23,7 @@ const MONTH_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// What the store should hold of one draft.
 #[derive(Debug, Clone)]
 struct Entry {
-    /// The place of its submission among all events.
+    /// Its place in the order of submission.
     seq: i64,
     draft: Draft,
     state: DraftState,
@@ -56,8 +56,7 @@ struct Event {
 
 impl Entry {
     fn record(&mut self, event: &str, from: DraftState, at: i64, runner: Option<i64>) {
-        let moved = from != self.state;
-        let decided = self.decision.filter(|_| moved);
+        let decided = self.decision.filter(|_| from != self.state);
         self.history.push(Event {
             event: event.to_owned(),
             from: Some(from),
@@ -66,9 +65,7 @@ impl Entry {
             runner,
             decision: decided,
             note: self.note.clone().filter(|_| decided.is_some()),
-            error_class: self.error_class.clone().filter(|_| {
-                event == "errored" || moved && from == DraftState::Processing && decided.is_none()
-            }),
+            error_class: self.error_class.clone().filter(|_| event == "errored"),
         });
     }
 
@@ -151,12 +148,16 @@ fn ok<T>(result: Result<T, LibrarianError>) -> Result<T, String> {
     result.map_err(|error| format!("unexpected error: {error:?}"))
 }
 
+fn runner() -> RunnerInfo {
+    RunnerInfo::new("model").max_errors(u32::try_from(MAX_ERRORS).unwrap())
+}
+
 impl World {
     fn new(seed: u64, path: &std::path::Path) -> Self {
         let clock = Clock::manual(from_unix_ms(NORMAL));
         let open = || {
             let options = DraftStore::options().clock(clock.clone());
-            options.max_errors(u32::try_from(MAX_ERRORS).unwrap()).open(path).unwrap()
+            options.open(path).unwrap()
         };
         let handles = [open(), open()];
         let window = |store: &DraftStore| Window {
@@ -166,7 +167,7 @@ impl World {
             remaining: 0,
         };
         let windows = [window(&handles[0]), window(&handles[1])];
-        let runners = [0, 1].map(|at: usize| Some(handles[at].register_runner("model").unwrap()));
+        let runners = [0, 1].map(|at: usize| Some(handles[at].register_runner(runner()).unwrap()));
         Self {
             random: fastrand::Rng::with_seed(seed),
             clock,
@@ -193,7 +194,7 @@ impl World {
             22..26 => ("snapshot", self.snapshot(handle)),
             26..46 => ("claim_next", self.claim_next(handle)),
             46..60 => ("finish", self.finish(&store)),
-            60..66 => ("give_up", self.give_up(&store)),
+            60..66 => ("record_error", self.record_error(&store)),
             66..72 => ("recover", self.recover(&store)),
             72..76 => ("release_due", self.release_due(&store)),
             76..80 => ("requeue", self.requeue(&store)),
@@ -270,9 +271,8 @@ impl World {
             return (draft.id(), entry.state, false);
         }
         self.places.insert(draft.id(), self.entries.len());
-        let events: usize = self.entries.iter().map(|entry| entry.history.len()).sum();
         self.entries.push(Entry {
-            seq: i64::try_from(events).unwrap() + 1,
+            seq: i64::try_from(self.entries.len()).unwrap() + 1,
             draft: draft.clone(),
             state: DraftState::Pending,
             due_at: 0,
@@ -377,7 +377,7 @@ impl World {
     fn claim_next(&mut self, handle: usize) -> Checked {
         let store = self.handles[handle].clone();
         if self.runners[handle].is_none() {
-            self.runners[handle] = Some(ok(store.register_runner("model"))?);
+            self.runners[handle] = Some(ok(store.register_runner(runner()))?);
         }
         let runner = self.runners[handle].as_ref().unwrap();
         let owner = runner.id();
@@ -472,11 +472,11 @@ impl World {
         self.inspect(store, id)
     }
 
-    fn give_up(&mut self, store: &DraftStore) -> Checked {
+    fn record_error(&mut self, store: &DraftStore) -> Checked {
         let Some(Kept { claim, token, id, runner }) = self.any_kept() else { return Ok(()) };
         let now = self.now;
         let error = LibrarianError::from(ProcessorError::new("exit", "exit status 3"));
-        let result = store.give_up(claim, &error);
+        let result = store.record_error(claim, &error);
         let entry = self.entry(id).ok_or("a claim of nothing")?;
         if entry.token != Some(token) {
             let state = entry.state;
@@ -527,26 +527,23 @@ impl World {
                 entry.claimed_at = Some(now);
                 entry.updated_at = now;
             }
-            let crashes = match entry.owner {
+            // The model's runners end in good order, so no draft is charged for it.
+            let owned = entry.owner.is_some();
+            match entry.owner {
                 Some(owner) if alive.contains(&owner) => continue,
-                Some(_) => 1,
-                None if claimed_at.min(now) <= stale_before => 0,
-                None => continue,
-            };
-            entry.errors += crashes;
-            if crashes > 0 {
-                entry.error_class = Some("crash".into());
+                None if claimed_at.min(now) > stale_before => continue,
+                _ => {}
             }
             let id = entry.draft.id();
             moved.push(id);
-            if entry.errors >= MAX_ERRORS {
+            if !owned && entry.errors >= MAX_ERRORS {
                 to_failed.insert(id);
                 entry.leave(DraftState::Failed, "exhausted", now);
                 continue;
             }
             to_pending.insert(id);
             entry.leave(DraftState::Pending, "recovered", now);
-            if entry.errors >= 2 {
+            if !owned && entry.errors >= 2 {
                 // The delay is random: take over what lies within its bounds.
                 let base = (10_000_i64 << (entry.errors - 2).min(20)).min(3_600_000);
                 let due_at = ok(store.inspect(id))?.0.due_at_unix_ms.unwrap_or(0);
@@ -571,7 +568,7 @@ impl World {
         let now = self.now;
         let mut due = 0;
         for entry in self.entries.iter_mut().filter(|entry| entry.due_at > 0) {
-            if entry.due_at <= now || entry.due_at > now + MONTH_MS {
+            if entry.due_at <= now {
                 (entry.due_at, entry.updated_at) = (0, now);
                 due += 1;
             }
@@ -656,7 +653,6 @@ impl World {
         });
         let due = || self.entries.iter().map(|entry| entry.due_at).filter(|due_at| *due_at > 0);
         let ready = self.entries.iter().find(|entry| entry.is_ready());
-        let bytes: usize = self.entries.iter().map(|entry| entry.draft.raw_text().len()).sum();
         same("states", stats.states, states.to_vec())?;
         same("drafts", usize::try_from(stats.drafts).unwrap(), self.entries.len())?;
         same("delayed", usize::try_from(stats.delayed).unwrap(), due().count())?;
@@ -664,8 +660,7 @@ impl World {
         let oldest_ready = ready.map(|entry| entry.draft.submitted_at());
         same("oldest ready", stats.oldest_ready_unix_ms.map(from_unix_ms), oldest_ready)?;
         let oldest_claim = self.entries.iter().filter_map(|entry| entry.claimed_at).min();
-        same("oldest claim", stats.oldest_claim_unix_ms, oldest_claim)?;
-        same("bytes", usize::try_from(stats.text_bytes).unwrap(), bytes)
+        same("oldest claim", stats.oldest_claim_unix_ms, oldest_claim)
     }
 
     fn load(&mut self, store: &DraftStore) -> Checked {

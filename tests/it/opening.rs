@@ -412,6 +412,7 @@ fn damage(mutants: u64) {
             if let Err(error) = &outcome {
                 let message = error.to_string();
                 let named = message.contains(&*path.to_string_lossy())
+                    || matches!(error, LibrarianError::DamagedDraft { .. })
                     || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::LostClaim);
                 assert!(named, "seed {seed}, mutant {mutant}: {message}");
             }

@@ -117,7 +117,7 @@ fn the_sql_works() {
     assert_eq!(record.note.as_deref(), Some("read it myself"));
     let by_hand: Vec<_> =
         history.iter().filter(|event| event.by_hand).map(|event| event.event.as_str()).collect();
-    assert_eq!(by_hand, ["requeued", "claimed", "decided"]);
+    assert_eq!(by_hand, ["requeued", "resolved"]);
 }
 
 #[test]

@@ -127,11 +127,11 @@ fn an_error_is_logged_and_not_met_again_at_once() {
     sandbox.submit("due");
     let script = r#"echo '{"decision":"deferred","retry_after_secs":0.001}'"#;
     sandbox.draftq(["run", "--", "sh", "-c", script]).expect(70);
-    // As if the disk were full, but only for this one move.
+    // As if the disk were full, but only for this one statement.
     Connection::open(sandbox.db())
         .unwrap()
         .execute_batch(
-            "CREATE TRIGGER full BEFORE UPDATE OF due_at ON drafts WHEN NEW.due_at = 0
+            "CREATE TRIGGER full BEFORE INSERT ON runners
              BEGIN SELECT RAISE(ABORT, 'no room'); END",
         )
         .unwrap();

@@ -24,6 +24,7 @@ pub struct Row {
     pub text: String,
     claims: usize,
     errors: usize,
+    pub crashes: usize,
     defers: usize,
     pub events: Vec<Event>,
 }
@@ -58,7 +59,7 @@ impl Row {
     fn check(&self) -> Result<(), String> {
         let mut state: Option<&str> = None;
         let mut holder: Option<i64> = None;
-        let mut errors = 0;
+        let (mut errors, mut crashes) = (0, 0);
         for event in &self.events {
             let from = event.from.as_deref();
             if from != state && event.event != "refused" {
@@ -84,7 +85,7 @@ impl Row {
                 "decided" | "deferred" | "released" | "errored" if event.runner != holder => {
                     return Err(format!("{event:?} is not by the holder, {holder:?}"));
                 }
-                "requeued" => errors = 0,
+                "requeued" => (errors, crashes) = (0, 0),
                 _ => {}
             }
             match event.event.as_str() {
@@ -97,7 +98,7 @@ impl Row {
                         return Err(format!("{event:?} is not from the holder, {holder:?}"));
                     }
                     let crash = event.error_class.as_deref() == Some("crash");
-                    errors += usize::from(crash && holder.is_some());
+                    crashes += usize::from(crash && holder.is_some());
                 }
                 _ => {}
             }
@@ -113,6 +114,7 @@ impl Row {
             ("claims", self.claims, self.count("claimed") - self.count("released")),
             ("defers", self.defers, self.count("deferred")),
             ("errors", self.errors, errors),
+            ("crashes", self.crashes, crashes),
         ] {
             if counter != counted {
                 return Err(format!("{name} is {counter}, the history has {counted}"));
@@ -148,7 +150,7 @@ pub fn read_back(connection: &Connection) -> BTreeMap<String, Row> {
     }
     let mut statement = connection
         .prepare(
-            "SELECT seq, id, state, claims, errors, defers, raw_text FROM drafts \
+            "SELECT seq, id, state, claims, errors, crashes, defers, raw_text FROM drafts \
              LEFT JOIN draft_texts USING (seq)",
         )
         .unwrap();
@@ -159,8 +161,9 @@ pub fn read_back(connection: &Connection) -> BTreeMap<String, Row> {
             state: row.get(2)?,
             claims: row.get(3)?,
             errors: row.get(4)?,
-            defers: row.get(5)?,
-            text: row.get(6)?,
+            crashes: row.get(5)?,
+            defers: row.get(6)?,
+            text: row.get(7)?,
             events: events.remove(&seq).unwrap_or_default(),
         })
     });

@@ -170,9 +170,11 @@ fn a_draft_that_kills_its_runner_ends_in_failed_and_the_queue_flows() {
     let state = || -> (String, i64, i64) {
         bench
             .sql()
-            .query_row("SELECT state, errors, due_at FROM drafts WHERE id = ?1", [&poison], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })
+            .query_row(
+                "SELECT state, crashes, due_at FROM drafts WHERE id = ?1",
+                [&poison],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
             .unwrap()
     };
     let mut deaths = 0;

@@ -1,0 +1,91 @@
+//! Many moves in one transaction, for a runner that works on several drafts at a time.
+
+use rusqlite::ErrorCode;
+
+use super::DraftStore;
+use super::claim::{Claim, NewClaims, PendingSnapshot, claim};
+use super::finish::{Stored, finish, record_error, release};
+use super::registration::RunnerRegistration;
+use crate::error::LibrarianError;
+use crate::processor::Outcome;
+
+/// A claim whose processor has answered, and the answer.
+#[derive(Debug)]
+pub(crate) struct Processed {
+    pub claim: Box<Claim>,
+    pub result: Result<Outcome, LibrarianError>,
+}
+
+/// What one exchange with the store did.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanged {
+    /// What became of each result.
+    pub stored: Vec<Stored>,
+    /// The new claims.
+    pub claims: NewClaims,
+}
+
+impl DraftStore {
+    /// In one transaction: store what was processed, give back what was not begun, and claim up
+    /// to `want` more. `holds_nothing` says whether the runner holds no other draft. The snapshot
+    /// is not advanced.
+    pub(crate) fn exchange(
+        &self,
+        runner: &RunnerRegistration,
+        processed: &[Processed],
+        released: &[Box<Claim>],
+        snapshot: &PendingSnapshot,
+        want: usize,
+        holds_nothing: bool,
+    ) -> Result<Exchanged, LibrarianError> {
+        let want = want.min(snapshot.remaining());
+        if processed.is_empty() && released.is_empty() && want == 0 {
+            return Ok(Exchanged::default());
+        }
+        let (now, booted_at) = (self.now_ms(), self.clock().booted_at_ms());
+        let exchanged = self.write("move drafts", |transaction| {
+            let finished: Vec<_> = processed
+                .iter()
+                .filter_map(|processed| {
+                    Some((&processed.claim.key, processed.result.as_ref().ok()?))
+                })
+                .collect();
+            let back_off = runner.backs_off();
+            let mut finished = finish(transaction, &finished, back_off, now)?.into_iter();
+            let stored = processed
+                .iter()
+                .map(|processed| match &processed.result {
+                    // As many were given to `finish` as are asked for here.
+                    Ok(_) => Ok(finished.next().unwrap_or(Stored::ClaimLost)),
+                    Err(error) => record_error(transaction, &processed.claim.key, error, now),
+                })
+                .collect::<Result<_, _>>()?;
+            for claim in released {
+                release(transaction, &claim.key, now)?;
+            }
+            let claims = match want {
+                0 => NewClaims::default(),
+                want => {
+                    claim(transaction, runner.id(), snapshot, want, holds_nothing, now, booted_at)?
+                }
+            };
+            Ok(Exchanged { stored, claims })
+        })?;
+        let gave_back = |processed: &Processed| {
+            processed.result.as_ref().is_err_and(|error| !error.is_charged())
+        };
+        if !released.is_empty() || processed.iter().any(gave_back) {
+            self.notify();
+        }
+        Ok(exchanged)
+    }
+}
+
+/// Whether a statement failed because of what is in a row, so that it fails each time. SQLite
+/// undoes such a statement and keeps the transaction.
+pub(super) fn is_row_fault(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
+    )
+}

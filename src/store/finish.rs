@@ -1,0 +1,324 @@
+//! A claimed draft is finished: decided, deferred, given back, or its error recorded. Each move is
+//! guarded by the claim's token.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rusqlite::{Connection, ToSql, named_params};
+
+use super::DraftStore;
+use super::batch::is_row_fault;
+use super::claim::{Claim, ClaimKey};
+use crate::clock::{MAX_UNIX_MS, duration_ms};
+use crate::database::TransactionError;
+use crate::draft::DraftId;
+use crate::error::{LibrarianError, ProcessorError};
+use crate::processor::{MAX_DELAY, Outcome};
+use crate::state::{DraftProcessingDecision, DraftState};
+
+/// Most bytes of an error that are stored with a draft.
+const MAX_ERROR_BYTES: usize = 8 * 1024;
+
+/// How many drafts one UPDATE moves out of `processing`: for each statement SQLite notes down the
+/// pages that it may have to undo, and that is dearer than a move.
+const CHUNKS: [usize; 3] = [128, 16, 1];
+
+/// What became of the result of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// It is stored, and the draft was moved.
+    Moved,
+    /// The claim was lost: the draft was not moved, and the result is kept as an event.
+    ClaimLost,
+    /// The draft's row was damaged from outside and cannot be changed.
+    Damaged,
+}
+
+impl DraftStore {
+    /// Move a claimed draft to where the outcome says, and store the outcome with it, in one
+    /// transaction. When this returns, both survive power loss. Returns the state reached.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::LostClaim`] if the claim is no longer the holder's: nothing is changed,
+    /// and the late outcome is kept as a `refused` event of the draft's history.
+    /// [`LibrarianError::DamagedDraft`] if the draft's row was damaged from outside.
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
+    pub fn finish(&self, claim: Claim, outcome: &Outcome) -> Result<DraftState, LibrarianError> {
+        let now = self.now_ms();
+        let stored = self.write("finish a draft", |transaction| {
+            finish(transaction, &[(&claim.key, outcome)], false, now)
+        })?;
+        let id = claim.key.id;
+        match stored.as_slice() {
+            [Stored::Moved] => Ok(outcome.decision().target_state()),
+            [Stored::Damaged] => Err(cannot_change(id)),
+            _ => Err(LibrarianError::LostClaim { id }),
+        }
+    }
+
+    /// Record that the processor came to no decision. The draft stays in `processing` without an
+    /// owner, its error counted, until it is stale; recovery then returns it to pending or, when
+    /// its errors have reached the runner's budget, moves it to `failed`.
+    ///
+    /// An error that is not to be charged ([`LibrarianError::is_charged`]) gives the draft back
+    /// at once, as if it had not been claimed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`finish`](Self::finish).
+    pub fn record_error(&self, claim: Claim, error: &LibrarianError) -> Result<(), LibrarianError> {
+        let now = self.now_ms();
+        let stored = self.write("record an error", |transaction| {
+            record_error(transaction, &claim.key, error, now)
+        })?;
+        let id = claim.key.id;
+        match stored {
+            Stored::Moved => Ok(()),
+            Stored::Damaged => Err(cannot_change(id)),
+            Stored::ClaimLost => Err(LibrarianError::LostClaim { id }),
+        }
+    }
+
+    /// Give a claimed draft back to pending, as if it had not been claimed. If the claim was
+    /// lost, there is nothing to give back.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
+    pub fn release(&self, claim: Claim) -> Result<(), LibrarianError> {
+        let now = self.now_ms();
+        self.write("give a draft back", |transaction| release(transaction, &claim.key, now))?;
+        self.notify();
+        Ok(())
+    }
+}
+
+fn cannot_change(id: DraftId) -> LibrarianError {
+    LibrarianError::DamagedDraft { id, reason: "its row breaks a rule of the schema" }
+}
+
+/// Move drafts out of `processing`, each guarded by its token; say for each what became of it.
+/// With `back_off`, a deferral that names no delay gets one that grows with each in a row.
+pub(super) fn finish(
+    connection: &Connection,
+    finished: &[(&ClaimKey, &Outcome)],
+    back_off: bool,
+    now: i64,
+) -> Result<Vec<Stored>, TransactionError> {
+    let drafts: HashSet<i64> = finished.iter().map(|(key, _)| key.seq).collect();
+    if drafts.len() < finished.len() {
+        // An old claim of a draft beside a newer one: one by one, so that each has its answer.
+        let one_by_one = finished.iter().map(|one| finish(connection, &[*one], back_off, now));
+        return Ok(one_by_one.collect::<Result<Vec<_>, _>>()?.concat());
+    }
+    let (mut moved, mut damaged) = (HashSet::with_capacity(finished.len()), HashSet::new());
+    let mut rest = finished;
+    for size in CHUNKS {
+        while let Some((chunk, others)) = rest.split_at_checked(size) {
+            match finish_chunk(connection, chunk, back_off, now) {
+                Ok(seqs) => moved.extend(seqs),
+                // One of the rows cannot be changed: finish the others without it.
+                Err(TransactionError::Sqlite(error)) if is_row_fault(&error) => {
+                    for one in chunk {
+                        match finish_chunk(connection, &[*one], back_off, now) {
+                            Ok(seqs) => moved.extend(seqs),
+                            Err(TransactionError::Sqlite(error)) if is_row_fault(&error) => {
+                                damaged.insert(one.0.seq);
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            rest = others;
+        }
+    }
+    finished
+        .iter()
+        .map(|(key, outcome)| {
+            if moved.contains(&key.seq) {
+                return Ok(Stored::Moved);
+            }
+            if damaged.contains(&key.seq) {
+                return Ok(Stored::Damaged);
+            }
+            refuse(connection, key, Ok(outcome), now)?;
+            Ok(Stored::ClaimLost)
+        })
+        .collect()
+}
+
+fn finish_chunk(
+    connection: &Connection,
+    chunk: &[(&ClaimKey, &Outcome)],
+    back_off: bool,
+    now: i64,
+) -> Result<Vec<i64>, TransactionError> {
+    let rows = vec!["(?, ?, ?, ?, ?, ?, ?)"; chunk.len()].join(", ");
+    let due_at = if back_off {
+        "CASE WHEN column3 = 'deferred' AND column7 = 0 \
+              THEN min(253402300799999, ?1 + min(3600000, 30000 << min(defers_in_a_row, 7))) \
+              ELSE column7 END"
+    } else {
+        "column7"
+    };
+    let mut statement = connection.prepare_cached(&format!(
+        "UPDATE drafts SET state = CASE column3 WHEN 'deferred' THEN 'pending' ELSE column3 END, \
+             decision = column3, note = column4, output = column5, usage = column6, \
+             due_at = {due_at}, \
+             defers = min(defers, 999999999) + (column3 = 'deferred'), \
+             defers_in_a_row = CASE column3 WHEN 'deferred' \
+                                    THEN min(defers_in_a_row, 999999999) + 1 ELSE 0 END, \
+             suspect = 0, claimed_at = NULL, claim_booted_at = NULL, claim_token = NULL, \
+             owner = NULL, updated_at = ?1, revision = (revision + 1) & 4294967295 \
+         FROM (VALUES {rows}) \
+         WHERE drafts.seq = column1 AND drafts.claim_token = column2 \
+         RETURNING seq"
+    ))?;
+    statement.raw_bind_parameter(1, now)?;
+    let mut parameters = 2..;
+    for (key, outcome) in chunk {
+        let due_at = delay_of(outcome)
+            .map_or(0, |delay| (now + duration_ms(delay.min(MAX_DELAY)).max(1)).min(MAX_UNIX_MS));
+        let values: [&dyn ToSql; 7] = [
+            &key.seq,
+            &key.token,
+            &outcome.decision(),
+            &outcome.note(),
+            &outcome.output(),
+            &None::<String>,
+            &due_at,
+        ];
+        for (value, parameter) in values.into_iter().zip(parameters.by_ref()) {
+            statement.raw_bind_parameter(parameter, value)?;
+        }
+    }
+    let (mut moved, mut rows) = (Vec::with_capacity(chunk.len()), statement.raw_query());
+    while let Some(row) = rows.next()? {
+        moved.push(row.get(0)?);
+    }
+    Ok(moved)
+}
+
+/// How long the outcome's draft is to wait, if it is.
+fn delay_of(outcome: &Outcome) -> Option<Duration> {
+    let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
+    outcome.retry_after().filter(|delay| deferred && !delay.is_zero())
+}
+
+/// Keep a late result, which changed nothing, as an event.
+fn refuse(
+    connection: &Connection,
+    key: &ClaimKey,
+    result: Result<&Outcome, &LibrarianError>,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let outcome = result.ok();
+    let error = result.err();
+    connection
+        .prepare_cached(
+            "INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, \
+                 note, output, error_class, error, by_hand) \
+             SELECT seq, 'refused', state, state, :now, :runner, :decision, :note, :output, \
+                 :class, :error, 0 \
+             FROM drafts WHERE seq = :seq",
+        )?
+        .execute(named_params! {
+            ":now": now,
+            ":runner": key.runner,
+            ":decision": outcome.map(Outcome::decision),
+            ":note": outcome.and_then(Outcome::note),
+            ":output": outcome.and_then(Outcome::output),
+            ":class": error.map(LibrarianError::class),
+            ":error": error.map(stored_text),
+            ":seq": key.seq,
+        })?;
+    Ok(())
+}
+
+/// Record an error with a claimed draft, or give the draft back if the error is not charged.
+pub(super) fn record_error(
+    connection: &Connection,
+    key: &ClaimKey,
+    error: &LibrarianError,
+    now: i64,
+) -> Result<Stored, TransactionError> {
+    if !error.is_charged() {
+        return release(connection, key, now);
+    }
+    let recorded = connection
+        .prepare_cached(
+            "UPDATE drafts SET claim_token = NULL, owner = NULL, \
+                 errors = min(errors, 999999999) + 1, defers_in_a_row = 0, suspect = 0, \
+                 error_budget = (SELECT max_errors FROM runners WHERE id = :runner), \
+                 last_error_class = :class, last_error = :error, \
+                 updated_at = :now, revision = (revision + 1) & 4294967295 \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! {
+            ":runner": key.runner,
+            ":class": error.class(),
+            ":error": stored_text(error),
+            ":now": now,
+            ":seq": key.seq,
+            ":token": key.token,
+        });
+    match recorded {
+        Ok(0) => {
+            refuse(connection, key, Err(error), now)?;
+            Ok(Stored::ClaimLost)
+        }
+        Ok(_) => Ok(Stored::Moved),
+        Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Record that a claimed draft cannot be read.
+pub(super) fn record_damage(
+    connection: &Connection,
+    key: &ClaimKey,
+    reason: &str,
+    now: i64,
+) -> Result<Stored, TransactionError> {
+    let error = ProcessorError::new("damaged", format!("the stored draft is damaged: {reason}"));
+    record_error(connection, key, &error.into(), now)
+}
+
+/// The move back to pending of a draft that was not begun, or that the machine failed: as if it
+/// had not been claimed.
+pub(super) fn release(
+    connection: &Connection,
+    key: &ClaimKey,
+    now: i64,
+) -> Result<Stored, TransactionError> {
+    let released = connection
+        .prepare_cached(
+            "UPDATE drafts SET state = 'pending', claims = max(claims - 1, 0), \
+                 claimed_at = NULL, claim_booted_at = NULL, claim_token = NULL, owner = NULL, \
+                 updated_at = :now, revision = (revision + 1) & 4294967295 \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! { ":now": now, ":seq": key.seq, ":token": key.token });
+    match released {
+        Ok(0) => Ok(Stored::ClaimLost),
+        Ok(_) => Ok(Stored::Moved),
+        Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An error as it is stored: its message, then the detail that is not shown elsewhere.
+fn stored_text(error: &LibrarianError) -> String {
+    let mut text = error.to_string();
+    if let LibrarianError::Processor(error) = error
+        && let Some(detail) = error.detail()
+    {
+        text.push('\n');
+        text.push_str(detail);
+    }
+    text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
+    text
+}

@@ -1,0 +1,283 @@
+//! A runner registers, so that others can tell whether it lives.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, named_params, params};
+
+use super::liveness::{Here, Liveness, LockEntry, take_new_lock};
+use super::{DraftStore, lossy_text};
+use crate::database::TransactionError;
+use crate::error::LibrarianError;
+
+/// How many errors and crashes a draft may have under a runner, unless it is configured otherwise.
+pub const DEFAULT_MAX_ERRORS: u32 = 5;
+
+/// How many runners that ended are looked at, at each registration, for whether an event still
+/// names them.
+const MAX_FORGOTTEN: i64 = 16;
+
+/// How often a process looks for dead runners that hold no claim.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A runner that had more events than this keeps its row: to go through them would hold the write
+/// lock for too long.
+const MAX_EVENTS_READ: i64 = 10_000;
+
+/// What others see of a runner, and its error budget.
+#[derive(Debug, Clone)]
+pub struct RunnerInfo {
+    processor: String,
+    processor_version: Option<String>,
+    max_errors: u32,
+    backs_off: bool,
+}
+
+impl RunnerInfo {
+    /// A runner whose processor has this name.
+    #[must_use]
+    pub fn new(processor: &str) -> Self {
+        Self {
+            processor: processor.to_owned(),
+            processor_version: None,
+            max_errors: DEFAULT_MAX_ERRORS,
+            backs_off: false,
+        }
+    }
+
+    /// The version of the processor.
+    #[must_use]
+    pub fn processor_version(self, version: impl Into<Option<String>>) -> Self {
+        Self { processor_version: version.into(), ..self }
+    }
+
+    /// How many errors and crashes a draft may have under this runner before recovery moves it to
+    /// `failed`; 5 if not given, 0 for no limit.
+    #[must_use]
+    pub fn max_errors(self, max_errors: u32) -> Self {
+        Self { max_errors, ..self }
+    }
+
+    /// Whether a draft that is deferred again and again without a delay waits longer each time
+    /// (30 s, doubling, to an hour at most); it does not if not given.
+    #[must_use]
+    pub fn backs_off(self, backs_off: bool) -> Self {
+        Self { backs_off, ..self }
+    }
+}
+
+impl From<&str> for RunnerInfo {
+    fn from(processor: &str) -> Self {
+        Self::new(processor)
+    }
+}
+
+/// A runner's row in the database, and the lock that shows that it lives. Dropping it says that
+/// the runner ended; what it still holds then goes back at the next run of anyone, and no draft
+/// is charged for it.
+#[derive(Debug)]
+#[must_use = "dropping the registration ends the runner"]
+pub struct RunnerRegistration {
+    store: DraftStore,
+    id: i64,
+    backs_off: bool,
+    lock_path: PathBuf,
+    /// Holds the lock until the row says that the runner ended.
+    _lock: File,
+}
+
+impl RunnerRegistration {
+    /// The runner's number: `runners.id`, and `owner` of what it claims.
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    pub(super) fn backs_off(&self) -> bool {
+        self.backs_off
+    }
+}
+
+impl Drop for RunnerRegistration {
+    fn drop(&mut self) {
+        // If this fails, the free lock says the same to the next run, which then needs the file.
+        if self.store.end_runner(self.id).is_ok() {
+            let _ = fs::remove_file(&self.lock_path);
+        }
+    }
+}
+
+impl DraftStore {
+    /// Register a runner: take its lock, then insert its row.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn register_runner(
+        &self,
+        runner: impl Into<RunnerInfo>,
+    ) -> Result<RunnerRegistration, LibrarianError> {
+        let runner = runner.into();
+        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
+        let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let now = self.now_ms();
+        let here = Here::new();
+        let dead = self.idle_dead_runners(&here)?;
+        let registered = self.write("register a runner", |transaction| {
+            end_idle(transaction, &dead, now)?;
+            forget_runners(transaction)?;
+            // Not one that somebody typed at the end of the range.
+            let id: i64 = transaction.query_row(
+                "SELECT ifnull(max(id), 0) + 1 FROM runners WHERE id < 1000000000000000",
+                [],
+                |row| row.get(0),
+            )?;
+            transaction.execute(
+                "INSERT INTO runners (id, pid, host, boot_id, program, processor, \
+                     processor_version, max_errors, lock_file, started_at, first_event) \
+                 VALUES (:id, :pid, :host, :boot_id, :program, :processor, :version, \
+                     :max_errors, :lock_file, :now, \
+                     ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0))",
+                named_params! {
+                    ":id": id,
+                    ":pid": std::process::id(),
+                    ":host": here.host,
+                    ":boot_id": here.boot_id,
+                    ":program": program_name(),
+                    ":processor": runner.processor,
+                    ":version": runner.processor_version,
+                    ":max_errors": runner.max_errors,
+                    ":lock_file": lock_file,
+                    ":now": now,
+                },
+            )?;
+            Ok(id)
+        });
+        match registered {
+            Ok(id) => {
+                self.tidy_lock_files();
+                Ok(RunnerRegistration {
+                    store: self.clone(),
+                    id,
+                    backs_off: runner.backs_off,
+                    lock_path,
+                    _lock: lock,
+                })
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&lock_path);
+                Err(error)
+            }
+        }
+    }
+
+    fn end_runner(&self, id: i64) -> Result<(), LibrarianError> {
+        let now = self.now_ms();
+        self.write("end a runner", |transaction| {
+            set_ended(transaction, id, now)?;
+            Ok(())
+        })
+    }
+
+    /// As [`idle_dead_runners`](Self::idle_dead_runners), but none if this process looked for them
+    /// a short while ago: many waiting runners would test each other's locks all the time.
+    pub(super) fn idle_dead_runners_now_and_then(&self) -> Result<Vec<i64>, LibrarianError> {
+        let mut checked = self.inner.idle_checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked.is_some_and(|at| at.elapsed() < IDLE_CHECK_INTERVAL) {
+            return Ok(Vec::new());
+        }
+        *checked = Some(Instant::now());
+        drop(checked);
+        self.idle_dead_runners(&Here::new())
+    }
+
+    /// Runners that hold no claim, have not said that they ended, and are dead.
+    fn idle_dead_runners(&self, here: &Here) -> Result<Vec<i64>, LibrarianError> {
+        let runners = self.database().read("look for dead runners", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT id, host, boot_id, lock_file FROM runners WHERE ended_at IS NULL \
+                     AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                                     WHERE state = 'processing' AND owner = runners.id)",
+            )?;
+            let rows = statement.query_map([], |row| {
+                let text = |column| lossy_text(row, column);
+                Ok((row.get(0)?, text("host")?, text("boot_id")?, text("lock_file")?))
+            })?;
+            Ok(rows.collect::<Result<Vec<(i64, String, String, String)>, _>>()?)
+        })?;
+        let dead = runners.into_iter().filter(|(_, host, boot_id, lock_file)| {
+            let entry = LockEntry { host, boot_id, lock_file };
+            matches!(self.liveness(&entry, here), Liveness::Dead | Liveness::LockGone)
+        });
+        Ok(dead.map(|(id, ..)| id).collect())
+    }
+}
+
+/// Say of dead runners that they ended. One that lives after all and has claimed something by now
+/// is left alone; if it has not, its next claim tells it to register again.
+pub(super) fn end_idle(
+    connection: &Connection,
+    runners: &[i64],
+    now: i64,
+) -> Result<(), TransactionError> {
+    for runner in runners {
+        let claims: bool = connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                                WHERE state = 'processing' AND owner = ?1)",
+            )?
+            .query_row([runner], |row| row.get(0))?;
+        if !claims {
+            set_ended(connection, *runner, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// Say that a runner ended.
+pub(super) fn set_ended(
+    connection: &Connection,
+    runner: i64,
+    now: i64,
+) -> Result<(), TransactionError> {
+    connection
+        .prepare_cached(
+            "UPDATE runners SET ended_at = ?1, \
+                 last_event = ifnull((SELECT seq FROM history ORDER BY seq DESC LIMIT 1), 0) \
+             WHERE id = ?2 AND ended_at IS NULL",
+        )?
+        .execute(params![now, runner])?;
+    Ok(())
+}
+
+/// Delete the rows of runners that ended and that no event names any more: runs that deferred
+/// drafts which were deferred again since would otherwise leave a row each. The newest row stays,
+/// so that no id is given twice.
+fn forget_runners(connection: &Connection) -> Result<(), TransactionError> {
+    connection
+        .prepare_cached(
+            "DELETE FROM runners WHERE id IN ( \
+                 SELECT id FROM runners AS ended \
+                 WHERE ended_at IS NOT NULL AND last_event - first_event <= ?1 \
+                     AND id < (SELECT max(id) FROM runners) \
+                     AND NOT EXISTS (SELECT 1 FROM history \
+                                     WHERE seq > ended.first_event AND seq <= ended.last_event \
+                                         AND runner = ended.id) \
+                     AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                                     WHERE state = 'processing' AND owner = ended.id) \
+                 ORDER BY id DESC LIMIT ?2)",
+        )?
+        .execute([MAX_EVENTS_READ, MAX_FORGOTTEN])?;
+    Ok(())
+}
+
+/// The name of this program, without its directory.
+fn program_name() -> String {
+    std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_default()
+}
