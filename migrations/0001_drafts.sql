@@ -505,7 +505,7 @@ END;
 -- last event of all and that of the last draft stay, so that no seq is given twice.
 CREATE TRIGGER history_is_deleted_with_its_draft BEFORE DELETE ON history
 WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
-      AND NOT CASE OLD.event
+      AND NOT ifnull(CASE OLD.event
           WHEN 'claimed' THEN
               (SELECT repeats FROM history WHERE draft = OLD.draft AND seq < OLD.seq
                ORDER BY seq DESC LIMIT 1) IS NOT NULL
@@ -514,7 +514,7 @@ WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
           WHEN 'deferred' THEN
               (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
                ORDER BY seq LIMIT 1) = OLD.repeats + 1
-          ELSE 0 END)
+          END, 0))
   OR NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq)
   OR NOT EXISTS (SELECT 1 FROM history WHERE draft >= OLD.draft AND seq <> OLD.seq)
 BEGIN

@@ -18,6 +18,7 @@ use super::registration::{end_idle, set_ended};
 use super::{DraftStore, DraftTransition, lossy_text};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
 use crate::database::TransactionError;
+use crate::draft::DraftId;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
@@ -314,7 +315,8 @@ fn give_back(
                 },
                 |row| {
                     let to = row.get("state")?;
-                    Ok(DraftTransition { id: row.get("id")?, from: DraftState::Processing, to })
+                    let id = row.get("id").unwrap_or(DraftId::NONE);
+                    Ok(DraftTransition { id, from: DraftState::Processing, to })
                 },
             )
             .optional();

@@ -131,7 +131,8 @@ impl DraftStore {
             forget_runners(transaction)?;
             // Not one that somebody typed at the end of the range.
             let id: i64 = transaction.query_row(
-                "SELECT ifnull(max(id), 0) + 1 FROM runners WHERE id < 1000000000000000",
+                "SELECT ifnull(max(id), 0) + 1 FROM runners \
+                 WHERE id BETWEEN 1 AND 999999999999999",
                 [],
                 |row| row.get(0),
             )?;

@@ -107,6 +107,8 @@ pub struct HistoryEvent {
     pub error_class: Option<String>,
     /// What the error said.
     pub error: Option<String>,
+    /// For a deferral beyond the first 20 in a row: how many of them this event stands for.
+    pub repeats: Option<u64>,
     /// Whether the move was typed into a SQL shell.
     pub by_hand: bool,
 }
@@ -294,7 +296,7 @@ impl DraftStore {
             let draft = Draft::stored(id, raw_text, record.metadata.clone());
             let mut statement = connection.prepare_cached(
                 "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
-                        error_class, error, by_hand \
+                        error_class, error, repeats, by_hand \
                  FROM history LEFT JOIN runners ON runners.id = history.runner \
                  WHERE draft = ?1 \
                  ORDER BY history.seq",
@@ -403,6 +405,7 @@ fn event_of(row: &Row<'_>) -> Result<HistoryEvent, rusqlite::Error> {
         output: json_of(row, "output")?,
         error_class: row.get("error_class")?,
         error: row.get("error")?,
+        repeats: row.get("repeats")?,
         by_hand: row.get("by_hand")?,
     })
 }

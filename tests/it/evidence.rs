@@ -26,6 +26,7 @@
 
 mod audit;
 mod batched;
+mod blame;
 mod deaths;
 mod frozen;
 mod starts;

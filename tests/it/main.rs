@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 #![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]
 
+mod damaged_rows;
+mod deferrals;
 mod evidence;
 mod fencing;
 mod file_version;
@@ -11,6 +13,7 @@ mod harness;
 mod intake;
 mod lifecycle;
 mod look;
+mod machine;
 mod model;
 mod opening;
 mod privacy;

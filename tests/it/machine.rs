@@ -1,0 +1,144 @@
+//! What is the machine's fault is not the draft's: it is given back, a result is kept, and
+//! nothing is charged.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use draftq::error::ProcessorError;
+use draftq::runner::Cancellation;
+use draftq::{
+    Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError, Runner,
+};
+use rusqlite::Connection;
+
+use crate::harness::{draft, store};
+
+/// Errs as if the machine had no process to spare, so many times, and accepts then.
+struct Starved {
+    times: usize,
+    tried: Arc<AtomicUsize>,
+}
+
+impl DraftProcessor for Starved {
+    fn process(&mut self, _draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        if self.tried.fetch_add(1, Ordering::SeqCst) < self.times {
+            return Err(ProcessorError::new("spawn", "no process to spare").uncharged().into());
+        }
+        Ok(DraftProcessingDecision::Accepted)
+    }
+}
+
+fn starved(times: usize) -> (Starved, Arc<AtomicUsize>) {
+    let tried = Arc::new(AtomicUsize::new(0));
+    (Starved { times, tried: Arc::clone(&tried) }, tried)
+}
+
+fn charged(store: &DraftStore) -> (u64, u64, u64) {
+    let draft = store.query(&draftq::store::view::DraftQuery { limit: 1, ..Default::default() });
+    let record = draft.unwrap().remove(0);
+    (record.claims, record.errors, record.crashes)
+}
+
+#[test]
+fn a_run_waits_for_the_machine_and_charges_nothing() {
+    let (_directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let (mut processor, tried) = starved(3);
+    let report = Runner::new(&store, "test").run_one(&mut processor, SystemTime::now());
+    let summary = report.into_result().unwrap();
+    assert_eq!((summary.claimed, summary.accepted, summary.errors), (1, 1, 0));
+    assert_eq!(tried.load(Ordering::SeqCst), 4);
+    assert_eq!(charged(&store), (1, 0, 0));
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_while_it_waits_gives_the_draft_back() {
+    let (_directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let cancellation = Cancellation::default();
+    let (mut processor, tried) = starved(usize::MAX);
+    let runner = Runner::new(&store, "test").cancellation(cancellation.clone());
+    let report = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while tried.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            cancellation.cancel();
+        });
+        runner.run_one(&mut processor, SystemTime::now())
+    });
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!((report.summary.claimed, report.summary.released), (1, 1));
+    assert_eq!(report.summary.done(), 1);
+    assert_eq!(charged(&store), (0, 0, 0));
+    assert_eq!(store.list(DraftState::Pending).unwrap().len(), 1);
+}
+
+#[test]
+fn a_run_ends_when_the_machine_never_lets_it_work() {
+    let (_directory, store) = store();
+    for text in ["a", "b", "c"] {
+        store.submit(&draft(text)).unwrap();
+    }
+    let begun = Instant::now();
+    let mut processors = [starved(usize::MAX).0, starved(usize::MAX).0];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    let error = report.stopped_by.unwrap();
+    assert!(!error.is_charged(), "{error:?}");
+    assert!(begun.elapsed() > Duration::from_secs(9), "it gave up after {:?}", begun.elapsed());
+    assert_eq!(report.summary.errors, 0);
+    assert_eq!(store.list(DraftState::Pending).unwrap().len(), 3);
+    assert_eq!(charged(&store), (0, 0, 0));
+}
+
+/// Accepts, and another writer takes the lock before the result can be stored.
+struct Locks {
+    path: std::path::PathBuf,
+    writer: Arc<Mutex<Option<Connection>>>,
+}
+
+impl DraftProcessor for Locks {
+    fn process(&mut self, _draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        let writer = Connection::open(&self.path).unwrap();
+        writer.busy_timeout(Duration::from_secs(20)).unwrap();
+        writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+        *self.writer.lock().unwrap() = Some(writer);
+        Ok(DraftProcessingDecision::Accepted)
+    }
+}
+
+/// Twelve tries of a busy time-out that is over at once were used up in a moment, and the result
+/// was thrown away.
+#[test]
+fn a_result_is_kept_for_as_long_as_others_hold_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    for busy_timeout in [Duration::ZERO, Duration::from_millis(20)] {
+        let store = DraftStore::options().busy_timeout(busy_timeout).open(&path).unwrap();
+        let id = draft(&format!("{busy_timeout:?}"));
+        store.submit(&id).unwrap();
+        let writer = Arc::new(Mutex::new(None));
+        let mut processor = Locks { path: path.clone(), writer: Arc::clone(&writer) };
+        let begun = Instant::now();
+        let report = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Not to synchronise: this is how long the lock is held.
+                let held = Duration::from_secs(3);
+                loop {
+                    if begun.elapsed() > held && writer.lock().unwrap().take().is_some() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            Runner::new(&store, "test").run_one(&mut processor, SystemTime::now())
+        });
+        let summary = report.into_result().unwrap();
+        assert_eq!((summary.accepted, summary.lost_claims), (1, 0));
+        let (record, history, _) = store.inspect(id.id()).unwrap();
+        assert_eq!((record.claims, record.crashes), (1, 0));
+        let events: Vec<_> = history.iter().map(|event| event.event.as_str()).collect();
+        assert_eq!(events, ["submitted", "claimed", "decided"]);
+    }
+}
