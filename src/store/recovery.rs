@@ -4,13 +4,11 @@
 //! drafts at once; while the lock is held, a claim is never taken by age. Age decides only where
 //! there is no lock to test: for claims without an owner, and where the lock file is gone.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rusqlite::{Connection, named_params, params};
 
-use super::liveness::{Here, Liveness, LockEntry, take_new_lock};
+use super::liveness::{Here, Liveness, RunnerLock, RunnerLocks};
 use super::{DraftStore, DraftTransition};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
 use crate::database::TransactionError;
@@ -32,9 +30,8 @@ pub struct Recovery {
 pub struct RunnerRegistration {
     store: DraftStore,
     id: i64,
-    lock_path: PathBuf,
-    /// Holds the lock until the entry says that the runner ended.
-    _lock: File,
+    /// Held until the entry says that the runner ended.
+    lock: RunnerLock,
 }
 
 impl RunnerRegistration {
@@ -49,18 +46,22 @@ impl Drop for RunnerRegistration {
     fn drop(&mut self) {
         // If this fails, the freed lock says the same to whoever looks next, and is left for that.
         if self.store.end_runner(self.id).is_ok() {
-            let _ = fs::remove_file(&self.lock_path);
+            self.lock.remove();
         }
     }
 }
 
 struct RunnerRow {
     id: i64,
-    host: String,
-    boot_id: String,
     lock_file: String,
     ended: bool,
     has_claims: bool,
+}
+
+impl RunnerRow {
+    fn liveness(&self, locks: &RunnerLocks) -> Liveness {
+        if self.ended { Liveness::Dead } else { locks.liveness(&self.lock_file) }
+    }
 }
 
 impl DraftStore {
@@ -71,8 +72,7 @@ impl DraftStore {
     /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn register_runner(&self, processor: &str) -> Result<RunnerRegistration, LibrarianError> {
-        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
-        let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lock = self.take_runner_lock()?;
         let now = self.now_ms();
         let here = Here::new();
         let entered = self.write("register a runner", |transaction| {
@@ -85,16 +85,16 @@ impl DraftStore {
                     ":boot_id": here.boot_id,
                     ":program": program_name(),
                     ":processor": processor,
-                    ":lock_file": lock_file,
+                    ":lock_file": lock.name(),
                     ":now": now,
                 },
             )?;
             Ok(transaction.last_insert_rowid())
         });
         match entered {
-            Ok(id) => Ok(RunnerRegistration { store: self.clone(), id, lock_path, _lock: lock }),
+            Ok(id) => Ok(RunnerRegistration { store: self.clone(), id, lock }),
             Err(error) => {
-                let _ = fs::remove_file(&lock_path);
+                lock.remove();
                 Err(error)
             }
         }
@@ -111,8 +111,8 @@ impl DraftStore {
     }
 
     /// Take back what nobody works on any more: every claim of a dead runner, and every claim
-    /// that was made at or before `stale_before` and has no owner, or one of whom nothing can be
-    /// known. A claim of a runner that lives is never taken, however old it is.
+    /// that was made at or before `stale_before` and has no owner, or one whose lock file is
+    /// gone. A claim of a runner that lives is never taken, however old it is.
     ///
     /// A draft goes back to pending, or to `failed` if its errors have reached the store's
     /// budget; the death of its runner counts as one. The first error costs no time; from the
@@ -124,19 +124,19 @@ impl DraftStore {
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
         let now = self.now_ms();
         let stale_before = unix_ms(stale_before);
-        let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
-        let here = Here::new();
+        let (mut dead, mut gone, mut by_age) = (Vec::new(), Vec::new(), Vec::new());
+        let locks = self.runner_locks();
         for runner in self.runners_to_ask_after()? {
-            match self.liveness_of(&runner, &here) {
+            match runner.liveness(&locks) {
                 Liveness::Alive => {}
                 Liveness::Dead => dead.push(runner.id),
                 Liveness::LockGone if !runner.has_claims => gone.push(runner.id),
-                Liveness::LockGone | Liveness::Unknown => unknown.push(runner.id),
+                Liveness::LockGone => by_age.push(runner.id),
             }
         }
         // Most often nothing is to be done, and a look takes no lock.
         let any_stale = self.database().read("look for stale claims", |connection| {
-            any_stale(connection, &unknown, stale_before, now)
+            any_stale(connection, &by_age, stale_before, now)
         })?;
         if dead.is_empty() && gone.is_empty() && !any_stale {
             self.tidy_lock_files();
@@ -171,7 +171,7 @@ impl DraftStore {
                     )?
                     .execute(params![now, runner])?;
             }
-            for owner in unknown.iter().copied().map(Some).chain([None]) {
+            for owner in by_age.iter().copied().map(Some).chain([None]) {
                 take_back(transaction, owner, stale_before, 0, max_errors, now, &mut recovery)?;
             }
             Ok(recovery)
@@ -195,17 +195,9 @@ impl DraftStore {
 
     /// Whether a runner is dead whose claims nobody has taken back yet.
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
-        let here = Here::new();
         let runners = self.runners_to_ask_after()?;
-        Ok(runners.iter().any(|runner| self.liveness_of(runner, &here) == Liveness::Dead))
-    }
-
-    fn liveness_of(&self, runner: &RunnerRow, here: &Here) -> Liveness {
-        if runner.ended {
-            return Liveness::Dead;
-        }
-        let RunnerRow { host, boot_id, lock_file, .. } = runner;
-        self.liveness(&LockEntry { host, boot_id, lock_file }, here)
+        let locks = self.runner_locks();
+        Ok(runners.iter().any(|runner| runner.liveness(&locks) == Liveness::Dead))
     }
 
     /// Runners that have not said that they ended, and those that own a claim all the same.
@@ -214,20 +206,17 @@ impl DraftStore {
             let mut statement = connection.prepare_cached(
                 "WITH owners AS (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
                                  WHERE state = 'processing' AND owner IS NOT NULL) \
-                 SELECT id, host, boot_id, lock_file, 0 AS ended, \
+                 SELECT id, lock_file, 0 AS ended, \
                         id IN (SELECT owner FROM owners) AS has_claims \
                  FROM runners WHERE ended_at IS NULL \
                  UNION ALL \
-                 SELECT owner, coalesce(host, ''), coalesce(boot_id, ''), \
-                        coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
+                 SELECT owner, coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
                  FROM owners LEFT JOIN runners ON id = owner \
                  WHERE id IS NULL OR ended_at IS NOT NULL",
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(RunnerRow {
                     id: row.get("id")?,
-                    host: row.get("host")?,
-                    boot_id: row.get("boot_id")?,
                     lock_file: row.get("lock_file")?,
                     ended: row.get("ended")?,
                     has_claims: row.get("has_claims")?,
@@ -294,7 +283,7 @@ fn take_back(
 
 fn any_stale(
     connection: &Connection,
-    unknown: &[i64],
+    by_age: &[i64],
     stale_before: i64,
     now: i64,
 ) -> Result<bool, TransactionError> {
@@ -304,7 +293,7 @@ fn any_stale(
              OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
                         WHERE state = 'processing' AND claimed_at > ?3)",
     )?;
-    for owner in unknown.iter().copied().map(Some).chain([None]) {
+    for owner in by_age.iter().copied().map(Some).chain([None]) {
         if statement.query_row(params![owner, stale_before, now], |row| row.get(0))? {
             return Ok(true);
         }
