@@ -114,15 +114,6 @@ impl RunnersDirectory {
         Ok(names)
     }
 
-    /// Check the file of this name, if there is one, without opening it.
-    ///
-    /// # Errors
-    ///
-    /// [`LibrarianError::Untrusted`] and [`LibrarianError::Io`].
-    pub(crate) fn check_file(&self, name: &str) -> Result<(), LibrarianError> {
-        self.check(Path::new(name)).map(|_| ())
-    }
-
     fn check(&self, name: &Path) -> Result<Option<Facts>, LibrarianError> {
         check(&self.path.join(name), self.owner, Kind::File, || Facts::at(&self.fd, name))
     }

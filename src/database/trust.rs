@@ -29,7 +29,7 @@ pub(crate) const RUNNERS_SUFFIX: &str = "-runners";
 
 /// How long something of root's may take to be given to the database's owner: root creates a
 /// file first and changes its owner then.
-const GIVING_AWAY: Duration = Duration::from_millis(200);
+const GIVING_AWAY: Duration = Duration::from_secs(2);
 
 /// Permission to write, for the group and for all others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;

@@ -4,6 +4,12 @@
 //! (`flock`) on a file of its own, in a directory beside the database, for as long as it lives.
 //! The kernel frees the lock when the process ends, however it ends, and a reused process id has
 //! no effect on it.
+//!
+//! The lock is one of the kernel: it holds across containers and namespaces on one machine, as
+//! long as they share the directory. Between machines it does not hold on every network file
+//! system, and SQLite's WAL does not work there at all. A copy of a database has the runners of
+//! the original in it: with a copy of the directory their locks are free, without it there are
+//! none, so that age decides.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
@@ -79,22 +85,18 @@ pub(super) struct RunnerLock {
 
 impl RunnerLock {
     /// Make a lock file that nobody had before, and lock it.
-    fn take(directory: RunnersDirectory, access: OFlags) -> Result<Self, LibrarianError> {
+    fn take(directory: RunnersDirectory) -> Result<Self, LibrarianError> {
         loop {
-            let name = format!("{:016x}.lock", fastrand::u64(..));
-            let path = directory.path().join(&name);
-            let cannot = move |source| LibrarianError::CannotCreate { path, source };
-            let file = match directory.create_file(&name, access) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(source) => return Err(cannot(source)),
-            };
-            let locked = file.lock().and_then(|()| has_name(&file));
-            match locked {
+            // Opened for writing, so that its closing tells those who wait that the runner ended.
+            let (name, file) = new_lock_file(&directory, OFlags::WRONLY)?;
+            match file.lock().and_then(|()| has_name(&file)) {
                 Ok(true) => return Ok(Self { directory, name, file }),
                 // Somebody tidied it away before it was locked.
                 Ok(false) => {}
-                Err(source) => return Err(cannot(source)),
+                Err(source) => {
+                    let path = directory.path().join(name);
+                    return Err(LibrarianError::CannotCreate { path, source });
+                }
             }
         }
     }
@@ -107,6 +109,24 @@ impl RunnerLock {
     /// Remove the file. If that fails, it is left for [`DraftStore::tidy_lock_files`].
     pub(super) fn remove(&self) {
         let _ = self.directory.remove_file(&self.name, &self.file);
+    }
+}
+
+/// Make a lock file of a name that nobody had before.
+fn new_lock_file(
+    directory: &RunnersDirectory,
+    access: OFlags,
+) -> Result<(String, File), LibrarianError> {
+    loop {
+        let name = format!("{:016x}.lock", fastrand::u64(..));
+        match directory.create_file(&name, access) {
+            Ok(file) => return Ok((name, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                let path = directory.path().join(name);
+                return Err(LibrarianError::CannotCreate { path, source });
+            }
+        }
     }
 }
 
@@ -127,8 +147,7 @@ impl DraftStore {
 
     /// Make a lock file for a runner, and hold it.
     pub(super) fn take_runner_lock(&self) -> Result<RunnerLock, LibrarianError> {
-        // Opened for writing, so that its closing tells those who wait that the runner ended.
-        RunnerLock::take(self.make_runners_directory()?, OFlags::WRONLY)
+        RunnerLock::take(self.make_runners_directory()?)
     }
 
     /// Whether a runner of this process could register and test the locks of others. A run asks
@@ -141,10 +160,14 @@ impl DraftStore {
     /// used; [`LibrarianError::CannotCreate`] if no lock can be made there; [`LibrarianError::Io`].
     pub fn check_runners_directory(&self) -> Result<(), LibrarianError> {
         let directory = self.make_runners_directory()?;
-        directory.check_contents()?;
         // Opened for reading, so that its closing wakes nobody.
-        RunnerLock::take(directory, OFlags::RDONLY)?.remove();
-        Ok(())
+        let (name, file) = new_lock_file(&directory, OFlags::RDONLY)?;
+        let path = directory.path().join(&name);
+        let cannot = |source| LibrarianError::CannotCreate { path: path.clone(), source };
+        let locked = file.lock_shared().map_err(&cannot);
+        let checked = locked.and_then(|()| directory.check_contents());
+        directory.remove_file(&name, &file).map_err(&cannot)?;
+        checked
     }
 
     /// Remove the lock files of runners that are no more: of those just declared dead, and of

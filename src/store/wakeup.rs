@@ -39,17 +39,15 @@ impl DraftStore {
     /// # Errors
     ///
     /// [`LibrarianError::CannotCreate`], and [`LibrarianError::Untrusted`] if the runners directory
-    /// or the wakeup file must not be used.
+    /// or something in it must not be used; [`LibrarianError::Io`].
     pub(crate) fn listen(&self) -> Result<Option<Inotify>, LibrarianError> {
         let directory = self.make_runners_directory()?;
+        directory.check_contents()?;
         match directory.create_file(WAKEUP_FILE, OFlags::WRONLY) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                directory.check_file(WAKEUP_FILE)?;
-            }
-            Err(source) => {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => {
                 let path = directory.path().join(WAKEUP_FILE);
-                return Err(LibrarianError::CannotCreate { path, source });
+                created.map_err(|source| LibrarianError::CannotCreate { path, source })?;
             }
         }
         let watch = || -> io::Result<Inotify> {

@@ -20,4 +20,5 @@ mod schema;
 mod submit;
 mod sweep;
 mod telemetry;
+mod trust;
 mod watch;
