@@ -752,6 +752,11 @@ fn in_a_user_namespace_only_what_is_ones_own_is_used() {
         draftq_as(uid, &db, &["submit", "--text", "bait"]).expect(0);
         mode(&db, 0o644);
         assert_refused(&namespace, &db, &COMMANDS, place.path(), &db);
+        let directory = directory_of(uid, place.path(), &format!("of {uid}"));
+        mode(&directory, 0o755);
+        let moved = directory.join("q.db");
+        fs::rename(&db, &moved).unwrap();
+        assert_refused(&namespace, &moved, &COMMANDS, place.path(), &moved);
     }
 }
 
