@@ -152,14 +152,17 @@ impl DraftStore {
 
     /// Whether a runner of this process could register and test the locks of others. A run asks
     /// before it recovers anything: one that cannot use the runners directory must not judge
-    /// others by it.
+    /// others by it. A runner that `holds_lock` there already need not be able to make one.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Untrusted`] if the runners directory, or anything in it, must not be
     /// used; [`LibrarianError::CannotCreate`] if no lock can be made there; [`LibrarianError::Io`].
-    pub fn check_runners_directory(&self) -> Result<(), LibrarianError> {
+    pub(crate) fn check_runners_directory(&self, holds_lock: bool) -> Result<(), LibrarianError> {
         let directory = self.make_runners_directory()?;
+        if holds_lock {
+            return directory.check_contents();
+        }
         // Opened for reading, so that its closing wakes nobody.
         let (name, file) = new_lock_file(&directory, OFlags::RDONLY)?;
         let path = directory.path().join(&name);

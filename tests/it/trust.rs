@@ -551,7 +551,8 @@ fn a_runners_directory_that_is_swapped_for_a_link_gets_nothing_deleted() {
     assert_eq!(store.recover_stale_processing(ahead).unwrap(), []);
     assert!(foreign.exists());
     assert_eq!(store.check_file().unwrap_err().kind(), ErrorKind::ForeignDatabase);
-    assert!(store.register_runner("another").is_err());
+    let error = store.register_runner("another").unwrap_err();
+    assert!(matches!(error, LibrarianError::Untrusted { .. }), "{error}");
     assert_eq!(fs::read_dir(&theirs).unwrap().count(), 1);
 }
 
@@ -561,6 +562,12 @@ fn what_another_user_made_first_is_refused() {
         return;
     }
     let root: Vec<String> = Vec::new();
+    // Root takes a user's inbox for the user's, but an empty file is no inbox yet.
+    let place = open_directory();
+    let db = directory_of(MALLORY, place.path(), "inbox").join("q.db");
+    fs::write(&db, "").unwrap();
+    chown(&db, Some(MALLORY), Some(MALLORY)).unwrap();
+    assert_refused(&root, &db, &COMMANDS, place.path(), &db);
     for (victim, wrapper) in [(0, root), (ALICE, user(ALICE))] {
         // The directory, with every mode that lets the victim in.
         for wide in [0o755, 0o777, 0o1777] {
