@@ -164,6 +164,18 @@ pub enum LibrarianError {
         reason: String,
     },
 
+    /// The database, its directory or something beside it has a second name, another owner, or
+    /// lets others write, and was not used.
+    #[error("refusing {}: {problem}; {remedy}", .path.display())]
+    Untrusted {
+        /// What is refused.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What puts it right, a command as a rule.
+        remedy: String,
+    },
+
     /// The file is a draftq database, and damaged.
     #[error("the database {} is damaged: {reason}; keep the file and restore a backup", .path.display())]
     DamagedDatabase {
@@ -223,7 +235,8 @@ pub enum ErrorKind {
     Storage,
     /// Others hold the database: try again.
     Busy,
-    /// The file belongs to another program or a newer draftq.
+    /// The file belongs to another program or a newer draftq, or cannot be trusted: it has two
+    /// names or another owner, or others may write to it.
     ForeignDatabase,
 }
 
@@ -249,7 +262,7 @@ impl LibrarianError {
             }
             Self::CannotCreate { .. } => ErrorKind::CannotCreate,
             Self::Busy { .. } => ErrorKind::Busy,
-            Self::ForeignDatabase { .. } => ErrorKind::ForeignDatabase,
+            Self::ForeignDatabase { .. } | Self::Untrusted { .. } => ErrorKind::ForeignDatabase,
             Self::DraftIo(_)
             | Self::Io { .. }
             | Self::DamagedDatabase { .. }

@@ -364,6 +364,8 @@ impl Runner {
         now: SystemTime,
         summary: &mut DraftRunSummary,
     ) -> Result<PendingSnapshot, LibrarianError> {
+        self.store.check_file()?;
+        self.store.check_runners_directory(lock(&self.registration).is_some())?;
         let stale_before = now.checked_sub(self.stale_after).unwrap_or(SystemTime::UNIX_EPOCH);
         let recovery = self.store.recover(stale_before)?;
         summary.recovered_processing = recovery.to_pending.len();

@@ -55,9 +55,10 @@ impl Waiter {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; [`LibrarianError::CannotCreate`]
+    /// and [`LibrarianError::Untrusted`] if the runners directory cannot be used.
     pub fn new(store: &DraftStore) -> Result<Self, LibrarianError> {
-        let inotify = store.listen().ok();
+        let inotify = store.listen()?;
         let mut waiter =
             Self { store: store.clone(), inotify, mark: 0, next_liveness: Instant::now() };
         waiter.mark()?;
@@ -68,10 +69,10 @@ impl Waiter {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    /// As for [`new`](Self::new).
     pub fn mark(&mut self) -> Result<(), LibrarianError> {
         if self.inotify.is_none() {
-            self.inotify = self.store.listen().ok();
+            self.inotify = self.store.listen()?;
         }
         // Nothing is newer than the end of time.
         self.mark = self.store.new_work(i64::MAX)?.last_event;
@@ -82,7 +83,8 @@ impl Waiter {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; [`LibrarianError::Untrusted`] if
+    /// the file must not be used any more, because it was given a second name, for example.
     pub fn wait(
         &mut self,
         deadline: Instant,
@@ -103,6 +105,7 @@ impl Waiter {
             }
             if now >= next_look {
                 next_look = now + POLL_INTERVAL;
+                self.store.check_file()?;
                 let new_work = self.store.new_work(self.mark)?;
                 if new_work.work {
                     return Ok(Wake::Work);
@@ -153,7 +156,7 @@ impl Waiter {
             for event in events {
                 if event.mask.contains(EventMask::IGNORED) {
                     // The directory was deleted. Listen to the new one, and look.
-                    self.inotify = self.store.listen().ok();
+                    self.inotify = self.store.listen().unwrap_or_default();
                     return Event::Notified;
                 }
                 let wakeup = event.name.is_none_or(|name| name == WAKEUP_FILE);

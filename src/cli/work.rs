@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{ArgGroup, Args};
+use draftq::error::ErrorKind;
 use draftq::processors::command::CommandProcessor;
 use draftq::runner::{Cancellation, RunReport};
 use draftq::store::registration::DEFAULT_MAX_ERRORS;
@@ -270,14 +271,12 @@ impl Watch {
             }
             let report = runner.run(&mut ready.processors, SystemTime::now());
             self.print(output, ready.name, &report, begun.elapsed())?;
-            if let Some(error) = &report.stopped_by {
-                complain(error);
-            }
+            let stopped_by = report.stopped_by.map(outlive).transpose()?;
             iterations -= 1;
             if iterations == 0 {
                 return Ok(ExitCode::SUCCESS);
             }
-            match &report.stopped_by {
+            match stopped_by {
                 None => pause = FIRST_PAUSE,
                 Some(_) => {
                     // There is work, or the run would not have failed; it will be noticed at once.
@@ -288,13 +287,16 @@ impl Watch {
                     pause *= 2;
                 }
             }
-            let wake = waiter.wait(next, &cancellation).unwrap_or_else(|error| {
-                complain(&error);
-                match cancellation.wait_until(next) {
-                    true => Wake::Cancelled,
-                    false => Wake::Deadline,
+            let wake = match waiter.wait(next, &cancellation) {
+                Ok(wake) => wake,
+                Err(error) => {
+                    outlive(error)?;
+                    match cancellation.wait_until(next) {
+                        true => Wake::Cancelled,
+                        false => Wake::Deadline,
+                    }
                 }
-            });
+            };
             if wake == Wake::Cancelled {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -319,7 +321,15 @@ impl Watch {
     }
 }
 
-/// A watch outlives what goes wrong in an iteration.
+/// A watch outlives what goes wrong in an iteration, but for a file that must not be used any more.
+fn outlive(error: LibrarianError) -> Result<(), Failure> {
+    if error.kind() == ErrorKind::ForeignDatabase {
+        return Err(error.into());
+    }
+    complain(&error);
+    Ok(())
+}
+
 fn complain(error: &LibrarianError) {
     say(&format!("draftq: {error}; watching on"));
 }

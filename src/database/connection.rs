@@ -15,8 +15,11 @@ use crate::error::LibrarianError;
 /// 2 MiB; what does not fit is written to the WAL before the commit, and read back.
 const CACHE_KIB: i64 = 8 * 1024;
 
+/// The path is a resolved one: a link in it was put there since.
 pub(super) fn open_flags() -> OpenFlags {
-    OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
+    OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
 pub(super) fn connect(path: &Path) -> Result<Connection, TransactionError> {

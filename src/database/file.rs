@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rusqlite::config::DbConfig;
@@ -13,10 +14,46 @@ use super::busy::DEFAULT_BUSY_TIMEOUT;
 use super::connection::pragma;
 use super::error::classify;
 use super::schema::check_header;
+pub(crate) use super::trust::FileIdentity;
+use super::trust::{Owner, examine, with_suffix};
 use crate::error::LibrarianError;
 
-/// Make the file and its directory, readable and writable by their owner alone.
-pub(super) fn create_private(path: &Path) -> Result<(), LibrarianError> {
+/// Where the file at `path` really is, all links followed. `None` if there is no file.
+///
+/// To be called once, at open: everything afterwards goes by the resolved path, so that nobody
+/// can lead it elsewhere, and all names of a file by symbolic links meet in one -wal and one
+/// runners directory.
+///
+/// # Errors
+///
+/// [`LibrarianError::CannotCreate`] for a link that leads nowhere, [`LibrarianError::Io`] if the
+/// path cannot be followed.
+pub(crate) fn resolve(path: &Path) -> Result<Option<PathBuf>, LibrarianError> {
+    match fs::canonicalize(path) {
+        Ok(path) => Ok(Some(path)),
+        Err(source) if path.is_symlink() => {
+            Err(LibrarianError::CannotCreate { path: path.to_owned(), source })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LibrarianError::Io { doing: "open", path: path.to_owned(), source }),
+    }
+}
+
+/// Which file is at this resolved path, if it, its directory and what lies beside it may be used;
+/// `None` if there is no file. Opens and creates nothing.
+///
+/// # Errors
+///
+/// [`LibrarianError::Untrusted`] for a second link, a mount point, another owner, or a mode that
+/// lets others write; [`LibrarianError::ForeignDatabase`] for what is not a regular file;
+/// [`LibrarianError::Io`].
+pub(crate) fn inspect(path: &Path) -> Result<Option<FileIdentity>, LibrarianError> {
+    Ok(examine(path)?.map(|examined| examined.identity))
+}
+
+/// Make the file and its directory if they are not there, readable and writable by their owner
+/// alone, and check them. Returns the resolved path and the owner.
+pub(super) fn create_private(path: &Path) -> Result<(PathBuf, Owner), LibrarianError> {
     // Closing a descriptor drops this process's locks on the file, so between the making and the
     // closing no other thread may have opened it through SQLite.
     static CREATING: Mutex<()> = Mutex::new(());
@@ -26,33 +63,36 @@ pub(super) fn create_private(path: &Path) -> Result<(), LibrarianError> {
         let path = path.to_owned();
         move |source| LibrarianError::CannotCreate { path, source }
     };
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
-        Ok(_) => {
-            return Err(LibrarianError::ForeignDatabase {
-                path: path.to_owned(),
-                reason: "it is not a regular file; name another with --db".to_owned(),
-            });
+    let path = match resolve(path)? {
+        Some(path) => path,
+        None => {
+            let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+                return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
+            };
+            if path.as_os_str().as_bytes().ends_with(b"/") {
+                return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
+            }
+            make_private_directory(directory).map_err(cannot(directory))?;
+            fs::canonicalize(directory).map_err(cannot(directory))?.join(name)
         }
-        Err(source) if path.is_symlink() => return Err(cannot(path)(source)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(LibrarianError::Io { doing: "open", path: path.to_owned(), source });
-        }
+    };
+    if let Some(examined) = examine(&path)? {
+        return Ok((path, examined.owner));
     }
-    if let Some(directory) = path.parent() {
-        make_private_directory(directory).map_err(cannot(directory))?;
-    }
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => Ok(()),
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(_) => {}
         // Another process was first.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(cannot(path)(source)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(cannot(&path)(source)),
+    }
+    match examine(&path)? {
+        Some(examined) => Ok((path, examined.owner)),
+        None => Err(cannot(&path)(io::ErrorKind::NotFound.into())),
     }
 }
 
 /// Make a directory, and those above it, for their owner alone.
-pub(crate) fn make_private_directory(directory: &Path) -> Result<(), io::Error> {
+fn make_private_directory(directory: &Path) -> Result<(), io::Error> {
     let missing: Vec<&Path> =
         directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -76,6 +116,7 @@ pub(super) fn recognise(path: &Path) -> Result<(), LibrarianError> {
     let look = || -> Result<(i64, i64), rusqlite::Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(immutable_uri(path), flags)?;
         // In the middle of another process's first start or checkpoint, or of one that was cut
@@ -100,16 +141,14 @@ pub(super) fn recognise(path: &Path) -> Result<(), LibrarianError> {
 fn journal_undoes_all(path: &Path) -> bool {
     // The format's magic; then how many pages there were before, in bytes 16 to 20.
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-    let mut name = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()).into_os_string();
-    name.push("-journal");
     let mut header = [0; 20];
-    let read = fs::File::open(name).and_then(|mut journal| journal.read_exact(&mut header));
+    let read = fs::File::open(with_suffix(path, "-journal"))
+        .and_then(|mut journal| journal.read_exact(&mut header));
     read.is_ok() && header.starts_with(&MAGIC) && header.ends_with(&[0; 4])
 }
 
 fn immutable_uri(path: &Path) -> String {
     use std::fmt::Write as _;
-    use std::os::unix::ffi::OsStrExt;
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {

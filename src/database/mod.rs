@@ -4,6 +4,8 @@
 //! | file | what it does |
 //! |---|---|
 //! | `file.rs` | creates the file and its directory, and recognises it before it is opened |
+//! | `trust.rs` | refuses a file with two names, of another owner, or that others can write |
+//! | `runners_directory.rs` | opens what is in the directory beside the file, never through a link |
 //! | `schema.rs` | creates and migrates the schema |
 //! | `connection.rs` | opens and configures one connection |
 //! | `pool.rs` | leases connections to threads |
@@ -22,7 +24,9 @@ mod connection;
 mod error;
 mod file;
 mod pool;
+mod runners_directory;
 mod schema;
+mod trust;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,7 +40,9 @@ use crate::error::LibrarianError;
 
 pub(crate) use self::busy::DEFAULT_BUSY_TIMEOUT;
 pub(crate) use self::error::TransactionError;
-pub(crate) use self::file::make_private_directory;
+pub(crate) use self::file::inspect;
+pub(crate) use self::runners_directory::RunnersDirectory;
+pub(crate) use self::trust::Owner;
 
 /// The first SQLite in which two writers cannot corrupt a database in WAL mode.
 const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
@@ -45,6 +51,7 @@ const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 #[derive(Debug)]
 pub(crate) struct Database {
     path: PathBuf,
+    owner: Owner,
     connections: Connections,
     busy_timeout: Duration,
 }
@@ -69,18 +76,25 @@ impl Database {
             path: path.to_owned(),
             source,
         })?;
-        file::create_private(&path)?;
+        let (path, owner) = file::create_private(&path)?;
         file::recognise(&path)?;
         busy::set_wait_limit(busy_timeout);
         let first = open_first(&path, busy_timeout)
             .map_err(|error| classify(error, &path, busy_timeout, "open"))?;
+        // Once more, for what was put beside the file since, and before anything is stored.
+        file::inspect(&path)?;
         let connections = Connections::new(first, &path, connections, busy_timeout);
-        Ok(Self { path, connections, busy_timeout })
+        Ok(Self { path, owner, connections, busy_timeout })
     }
 
-    /// The file's absolute path.
+    /// The file's absolute path, all links followed.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// To whom the file belongs, and everything beside it.
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner
     }
 
     /// Read within one transaction, so that several queries see one moment. `doing` completes

@@ -4,78 +4,193 @@
 //! (`flock`) on a file of its own, in a directory beside the database, for as long as it lives.
 //! The kernel frees the lock when the process ends, however it ends, and a reused process id has
 //! no effect on it.
+//!
+//! The lock is one of the kernel: it holds across containers and namespaces on one machine, as
+//! long as they share the directory. Between machines it does not hold on every network file
+//! system, and SQLite's WAL does not work there at all. A copy of a database has the runners of
+//! the original in it: with a copy of the directory their locks are free, without it there are
+//! none, so that age decides.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
 use super::DraftStore;
-use crate::database::make_private_directory;
+use crate::database::RunnersDirectory;
 use crate::error::LibrarianError;
 
-/// Whether a runner lives, as far as can be known from here.
+/// How many lock files of dead runners are removed at once: each takes a descriptor meanwhile.
+const MOST_TIDIED: usize = 32;
+
+/// Whether a runner lives. Its lock alone decides, whatever else is known of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Liveness {
+    /// Its lock is held, or cannot be tested.
     Alive,
+    /// Its lock is free.
     Dead,
-    /// Its lock file is gone.
+    /// It has no lock.
     LockGone,
-    /// It is on another machine, or its lock cannot be tried.
-    Unknown,
 }
 
-/// What the database says of a runner's lock.
+/// The locks of the runners of one database, as far as they can be tested.
 #[derive(Debug)]
-pub(super) struct LockEntry<'a> {
-    pub host: &'a str,
-    pub boot_id: &'a str,
-    pub lock_file: &'a str,
+pub(super) enum RunnerLocks {
+    /// They are in this directory.
+    In(RunnersDirectory),
+    /// There is no directory, and so no lock.
+    None,
+    /// The directory cannot be opened, or is not to be trusted.
+    Untestable,
 }
 
-impl DraftStore {
-    /// Whether the runner with this entry lives.
-    pub(super) fn liveness(&self, runner: &LockEntry<'_>, here: &Here) -> Liveness {
-        if runner.boot_id != here.boot_id {
-            // Locks do not outlive the kernel. Of another machine nothing can be known.
-            let rebooted = runner.host == here.host;
-            return if rebooted { Liveness::Dead } else { Liveness::Unknown };
-        }
-        let Some(path) = lock_path(self.runners_directory(), runner.lock_file) else {
-            return Liveness::Unknown;
+impl RunnerLocks {
+    /// Whether the runner with this lock lives.
+    ///
+    /// A live runner that is taken for dead loses its drafts to another, which processes them a
+    /// second time. A dead one that is taken for alive keeps its drafts waiting. So where the lock
+    /// cannot be tested (permissions, no descriptors left, a file that is not to be trusted), the
+    /// runner counts as alive.
+    pub(super) fn liveness(&self, lock_file: &str) -> Liveness {
+        let directory = match self {
+            Self::In(directory) => directory,
+            Self::None => return Liveness::LockGone,
+            Self::Untestable => return Liveness::Alive,
         };
-        let lock = match open_lock(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Liveness::LockGone,
-            Err(_) => return Liveness::Unknown,
+        if !is_lock_name(lock_file) {
+            return Liveness::LockGone;
+        }
+        let lock = match directory.open_file(lock_file, OFlags::RDONLY) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Liveness::LockGone,
+            Err(_) => return Liveness::Alive,
         };
         // Shared, so that two who look at once do not take each other for the runner.
         match lock.try_lock_shared() {
             Ok(()) => Liveness::Dead,
-            Err(fs::TryLockError::WouldBlock) => Liveness::Alive,
-            Err(fs::TryLockError::Error(_)) => Liveness::Unknown,
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Liveness::Alive,
         }
+    }
+}
+
+/// A lock file that this process has made and holds.
+#[derive(Debug)]
+pub(super) struct RunnerLock {
+    directory: RunnersDirectory,
+    name: String,
+    file: File,
+}
+
+impl RunnerLock {
+    /// Make a lock file that nobody had before, and lock it.
+    fn take(directory: RunnersDirectory) -> Result<Self, LibrarianError> {
+        loop {
+            // Opened for writing, so that its closing tells those who wait that the runner ended.
+            let (name, file) = new_lock_file(&directory, OFlags::WRONLY)?;
+            match file.lock().and_then(|()| has_name(&file)) {
+                Ok(true) => return Ok(Self { directory, name, file }),
+                // Somebody tidied it away before it was locked.
+                Ok(false) => {}
+                Err(source) => {
+                    let path = directory.path().join(name);
+                    return Err(LibrarianError::CannotCreate { path, source });
+                }
+            }
+        }
+    }
+
+    /// The file's name, as the runner's entry gives it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Remove the file. If that fails, it is left for [`DraftStore::tidy_lock_files`].
+    pub(super) fn remove(&self) {
+        let _ = self.directory.remove_file(&self.name, &self.file);
+    }
+}
+
+/// Make a lock file of a name that nobody had before.
+fn new_lock_file(
+    directory: &RunnersDirectory,
+    access: OFlags,
+) -> Result<(String, File), LibrarianError> {
+    loop {
+        let name = format!("{:016x}.lock", fastrand::u64(..));
+        match directory.create_file(&name, access) {
+            Ok(file) => return Ok((name, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                let path = directory.path().join(name);
+                return Err(LibrarianError::CannotCreate { path, source });
+            }
+        }
+    }
+}
+
+fn has_name(file: &File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(file.metadata()?.nlink() > 0)
+}
+
+impl DraftStore {
+    /// The locks of this store's runners, for as long as one look at them takes.
+    pub(super) fn runner_locks(&self) -> RunnerLocks {
+        match self.runners_directory() {
+            Ok(Some(directory)) => RunnerLocks::In(directory),
+            Ok(None) => RunnerLocks::None,
+            Err(_) => RunnerLocks::Untestable,
+        }
+    }
+
+    /// Make a lock file for a runner, and hold it.
+    pub(super) fn take_runner_lock(&self) -> Result<RunnerLock, LibrarianError> {
+        RunnerLock::take(self.make_runners_directory()?)
+    }
+
+    /// Whether a runner of this process could register and test the locks of others. A run asks
+    /// before it recovers anything: one that cannot use the runners directory must not judge
+    /// others by it. A runner that `holds_lock` there already need not be able to make one.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Untrusted`] if the runners directory, or anything in it, must not be
+    /// used; [`LibrarianError::CannotCreate`] if no lock can be made there; [`LibrarianError::Io`].
+    pub(crate) fn check_runners_directory(&self, holds_lock: bool) -> Result<(), LibrarianError> {
+        let directory = self.make_runners_directory()?;
+        if holds_lock {
+            return directory.check_contents();
+        }
+        // Opened for reading, so that its closing wakes nobody.
+        let (name, file) = new_lock_file(&directory, OFlags::RDONLY)?;
+        let path = directory.path().join(&name);
+        let cannot = |source| LibrarianError::CannotCreate { path: path.clone(), source };
+        let locked = file.lock_shared().map_err(&cannot);
+        let checked = locked.and_then(|()| directory.check_contents());
+        directory.remove_file(&name, &file).map_err(&cannot)?;
+        checked
     }
 
     /// Remove the lock files of runners that are no more: of those just declared dead, and of
     /// those that died before they had entered themselves, or between their end and this.
     /// What cannot be removed now, the next one will.
     pub(super) fn tidy_lock_files(&self) {
-        let directory = self.runners_directory();
-        let Ok(entries) = fs::read_dir(directory) else { return };
+        let Ok(Some(directory)) = self.runners_directory() else { return };
+        let Ok(names) = directory.names() else { return };
         let mut free = Vec::new();
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(path) = lock_path(directory, &name) else { continue };
+        for name in names {
+            let Some(name) = name.to_str().filter(|name| is_lock_name(name)) else { continue };
             // Held until the end: a runner that has made its file and not locked it yet waits
             // for that, and then makes another.
-            if let Ok(lock) = open_lock(&path)
+            if let Ok(Some(lock)) = directory.open_file(name, OFlags::RDONLY)
                 && lock.try_lock_shared().is_ok()
             {
-                free.push((name, path, lock));
+                free.push((name.to_owned(), lock));
+            }
+            if free.len() == MOST_TIDIED {
+                break;
             }
         }
         if free.is_empty() {
@@ -90,55 +205,23 @@ impl DraftStore {
             Ok(names.collect::<Result<HashSet<String>, _>>()?)
         });
         let Ok(needed) = needed else { return };
-        for (name, path, _lock) in &free {
+        for (name, lock) in &free {
             if !needed.contains(name) {
-                let _ = fs::remove_file(path);
+                let _ = directory.remove_file(name, lock);
             }
         }
     }
 }
 
-/// Make a lock file that nobody had before, and lock it.
-pub(super) fn take_new_lock(directory: &Path) -> Result<(PathBuf, File), LibrarianError> {
-    let cannot = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LibrarianError::CannotCreate { path, source }
-    };
-    make_private_directory(directory).map_err(cannot(directory))?;
-    loop {
-        let path = directory.join(format!("{:016x}.lock", fastrand::u64(..)));
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(lock) => {
-                lock.lock().map_err(cannot(&path))?;
-                // Somebody may have tidied it away before it was locked.
-                if lock.metadata().map_err(cannot(&path))?.nlink() > 0 {
-                    return Ok((path, lock));
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(cannot(&path)(source)),
-        }
-    }
+/// Whether this is a name that we give: a database may come from anywhere, and the file is opened,
+/// and deleted in the end.
+fn is_lock_name(name: &str) -> bool {
+    let stem = name.strip_suffix(".lock");
+    stem.is_some_and(|stem| stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Where this lock file is, if the name is one that we give: a database may come from anywhere,
-/// and the file is deleted in the end.
-fn lock_path(directory: &Path, lock_file: &str) -> Option<PathBuf> {
-    let stem = lock_file.strip_suffix(".lock")?;
-    let ours = stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit());
-    ours.then(|| directory.join(lock_file))
-}
-
-fn open_lock(path: &Path) -> io::Result<File> {
-    fs::OpenOptions::new().read(true).custom_flags(no_follow()).open(path)
-}
-
-fn no_follow() -> i32 {
-    // The flag fits: it is one bit of a C int.
-    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
-}
-
-/// What tells this machine, and this run of its kernel, from others.
+/// Where a runner runs, for people who look at its entry. Whether it lives does not depend on it:
+/// a machine may have no boot id to read, and several may share a name.
 pub(super) struct Here {
     pub host: String,
     pub boot_id: String,
@@ -147,7 +230,8 @@ pub(super) struct Here {
 impl Here {
     pub fn new() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self { host, boot_id: boot_id.trim().to_owned() }
     }
 }
@@ -158,13 +242,11 @@ mod tests {
 
     #[test]
     fn only_our_lock_files_are_touched() {
-        let directory = Path::new("/d");
-        let ours = lock_path(directory, "0123456789abcdef.lock");
-        assert_eq!(ours.as_deref(), Some(Path::new("/d/0123456789abcdef.lock")));
+        assert!(is_lock_name("0123456789abcdef.lock"));
         for other in
             ["", ".lock", "../../etc/passwd", "../23456789abcdef.lock", "x/0123456789abcdef.lock"]
         {
-            assert_eq!(lock_path(directory, other), None, "{other}");
+            assert!(!is_lock_name(other), "{other}");
         }
     }
 }

@@ -32,7 +32,6 @@ pub mod upkeep;
 pub mod view;
 pub(crate) mod wakeup;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -41,7 +40,9 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use rusqlite::{Row, Transaction, params};
 
 use crate::clock::{Clock, from_unix_ms};
-use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, TransactionError};
+use crate::database::{
+    DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
+};
 use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft, DraftId, DraftMetadata, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
@@ -110,7 +111,7 @@ impl StoreOptions {
     /// As [`DraftStore::open`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<DraftStore, LibrarianError> {
         let database = Database::open(path.as_ref(), self.connections, self.busy_timeout)?;
-        let runners_directory = runners_directory(database.path())?;
+        let runners_directory = RunnersDirectory::path_beside(database.path());
         Ok(DraftStore {
             inner: Arc::new(Inner {
                 database,
@@ -156,6 +157,18 @@ impl DraftStore {
         self.database().path()
     }
 
+    /// Whether the file may still be used: it has one name, its owner is as before, and nobody
+    /// else can write to it or replace it. All that can change while the store is open, so each
+    /// run asks again. Costs a few microseconds and opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Untrusted`], [`LibrarianError::ForeignDatabase`] if something else is at
+    /// the path, and [`LibrarianError::Io`].
+    pub fn check_file(&self) -> Result<(), LibrarianError> {
+        inspect(self.path()).map(|_| ())
+    }
+
     /// The clock behind the stamps.
     #[must_use]
     pub fn clock(&self) -> &Clock {
@@ -168,8 +181,14 @@ impl DraftStore {
         self.inner.max_text_bytes
     }
 
-    pub(crate) fn runners_directory(&self) -> &Path {
-        &self.inner.runners_directory
+    /// The runners directory, if there is one.
+    fn runners_directory(&self) -> Result<Option<RunnersDirectory>, LibrarianError> {
+        RunnersDirectory::open(&self.inner.runners_directory, self.database().owner())
+    }
+
+    /// The runners directory, made if there is none.
+    fn make_runners_directory(&self) -> Result<RunnersDirectory, LibrarianError> {
+        RunnersDirectory::open_or_create(&self.inner.runners_directory, self.database().owner())
     }
 
     fn database(&self) -> &Database {
@@ -188,15 +207,6 @@ impl DraftStore {
     fn now_ms(&self) -> i64 {
         self.inner.clock.now_ms()
     }
-}
-
-/// Beside the database itself, wherever a link to it may lie: all its runners must meet there.
-fn runners_directory(database: &Path) -> Result<PathBuf, LibrarianError> {
-    let mut name = fs::canonicalize(database)
-        .map_err(|source| LibrarianError::Io { doing: "find", path: database.to_owned(), source })?
-        .into_os_string();
-    name.push("-runners");
-    Ok(PathBuf::from(name))
 }
 
 /// One legal move that was made.

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension as _, named_params};
 
 use super::batch::is_row_fault;
-use super::liveness::{Here, Liveness, LockEntry};
+use super::liveness::{Liveness, RunnerLocks};
 use super::registration::{end_idle, set_ended};
 use super::{DraftStore, DraftTransition, lossy_text};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
@@ -43,8 +43,6 @@ struct Owner {
 }
 
 struct OwnerRow {
-    host: String,
-    boot_id: String,
     lock_file: String,
     ended: bool,
     max_errors: i64,
@@ -98,9 +96,11 @@ impl DraftStore {
             stale_before: unix_ms(stale_before),
         };
         let (mut dead, mut untestable) = (Vec::new(), Vec::new());
-        for owner in self.owners()? {
-            match self.liveness_of(&owner) {
-                Liveness::Alive | Liveness::Unknown => {}
+        let owners = self.owners()?;
+        let locks = self.locks_of(&owners);
+        for owner in owners {
+            match liveness(&owner, &locks) {
+                Liveness::Alive => {}
                 Liveness::Dead => dead.push(owner),
                 Liveness::LockGone => untestable.push(owner),
             }
@@ -176,14 +176,15 @@ impl DraftStore {
     /// Whether a runner is dead whose claims nobody has returned yet.
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
         let owners = self.owners()?;
-        Ok(owners.iter().any(|owner| self.liveness_of(owner) == Liveness::Dead))
+        let locks = self.locks_of(&owners);
+        Ok(owners.iter().any(|owner| liveness(owner, &locks) == Liveness::Dead))
     }
 
     /// The runners that own claims.
     fn owners(&self) -> Result<Vec<Owner>, LibrarianError> {
         self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT owner, claims, id, host, boot_id, lock_file, ended_at, max_errors \
+                "SELECT owner, claims, id, lock_file, ended_at, max_errors \
                  FROM (SELECT owner, count(*) AS claims FROM drafts INDEXED BY drafts_in_flight \
                        WHERE state = 'processing' AND owner IS NOT NULL GROUP BY owner) \
                  LEFT JOIN runners ON id = owner",
@@ -192,8 +193,6 @@ impl DraftStore {
                 let row_of_owner = match row.get::<_, Option<i64>>("id")? {
                     None => None,
                     Some(_) => Some(OwnerRow {
-                        host: lossy_text(row, "host")?,
-                        boot_id: lossy_text(row, "boot_id")?,
                         lock_file: lossy_text(row, "lock_file")?,
                         ended: row.get::<_, Option<i64>>("ended_at")?.is_some(),
                         max_errors: row.get("max_errors")?,
@@ -205,13 +204,16 @@ impl DraftStore {
         })
     }
 
-    fn liveness_of(&self, owner: &Owner) -> Liveness {
-        match &owner.row {
-            Some(OwnerRow { host, boot_id, lock_file, ended: false, .. }) => {
-                self.liveness(&LockEntry { host, boot_id, lock_file }, &Here::new())
-            }
-            Some(_) | None => Liveness::Dead,
-        }
+    /// The locks to test; where nobody owns anything, the directory is not opened.
+    fn locks_of(&self, owners: &[Owner]) -> RunnerLocks {
+        if owners.is_empty() { RunnerLocks::None } else { self.runner_locks() }
+    }
+}
+
+fn liveness(owner: &Owner, locks: &RunnerLocks) -> Liveness {
+    match &owner.row {
+        Some(OwnerRow { lock_file, ended: false, .. }) => locks.liveness(lock_file),
+        Some(_) | None => Liveness::Dead,
     }
 }
 

@@ -1,13 +1,11 @@
 //! A runner registers, so that others can tell whether it lives.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, named_params, params};
 
-use super::liveness::{Here, Liveness, LockEntry, take_new_lock};
+use super::liveness::{Here, Liveness, RunnerLock};
 use super::{DraftStore, lossy_text};
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
@@ -83,9 +81,8 @@ pub struct RunnerRegistration {
     store: DraftStore,
     id: i64,
     backs_off: bool,
-    lock_path: PathBuf,
-    /// Holds the lock until the row says that the runner ended.
-    _lock: File,
+    /// Held until the row says that the runner ended.
+    lock: RunnerLock,
 }
 
 impl RunnerRegistration {
@@ -104,7 +101,7 @@ impl Drop for RunnerRegistration {
     fn drop(&mut self) {
         // If this fails, the free lock says the same to the next run, which then needs the file.
         if self.store.end_runner(self.id).is_ok() {
-            let _ = fs::remove_file(&self.lock_path);
+            self.lock.remove();
         }
     }
 }
@@ -121,11 +118,10 @@ impl DraftStore {
         runner: impl Into<RunnerInfo>,
     ) -> Result<RunnerRegistration, LibrarianError> {
         let runner = runner.into();
-        let (lock_path, lock) = take_new_lock(self.runners_directory())?;
-        let lock_file = lock_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lock = self.take_runner_lock()?;
         let now = self.now_ms();
         let here = Here::new();
-        let dead = self.idle_dead_runners(&here)?;
+        let dead = self.idle_dead_runners()?;
         let registered = self.write("register a runner", |transaction| {
             end_idle(transaction, &dead, now)?;
             forget_runners(transaction)?;
@@ -151,7 +147,7 @@ impl DraftStore {
                     ":processor": runner.processor,
                     ":version": runner.processor_version,
                     ":max_errors": runner.max_errors,
-                    ":lock_file": lock_file,
+                    ":lock_file": lock.name(),
                     ":now": now,
                 },
             )?;
@@ -164,12 +160,11 @@ impl DraftStore {
                     store: self.clone(),
                     id,
                     backs_off: runner.backs_off,
-                    lock_path,
-                    _lock: lock,
+                    lock,
                 })
             }
             Err(error) => {
-                let _ = fs::remove_file(&lock_path);
+                lock.remove();
                 Err(error)
             }
         }
@@ -192,28 +187,29 @@ impl DraftStore {
         }
         *checked = Some(Instant::now());
         drop(checked);
-        self.idle_dead_runners(&Here::new())
+        self.idle_dead_runners()
     }
 
     /// Runners that hold no claim, have not said that they ended, and are dead.
-    fn idle_dead_runners(&self, here: &Here) -> Result<Vec<i64>, LibrarianError> {
+    fn idle_dead_runners(&self) -> Result<Vec<i64>, LibrarianError> {
         let runners = self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT id, host, boot_id, lock_file FROM runners WHERE ended_at IS NULL \
+                "SELECT id, lock_file FROM runners WHERE ended_at IS NULL \
                      AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
                                      WHERE state = 'processing' AND owner = runners.id)",
             )?;
-            let rows = statement.query_map([], |row| {
-                let text = |column| lossy_text(row, column);
-                Ok((row.get(0)?, text("host")?, text("boot_id")?, text("lock_file")?))
-            })?;
-            Ok(rows.collect::<Result<Vec<(i64, String, String, String)>, _>>()?)
+            let rows = statement
+                .query_map([], |row| Ok((row.get("id")?, lossy_text(row, "lock_file")?)))?;
+            Ok(rows.collect::<Result<Vec<(i64, String)>, _>>()?)
         })?;
-        let dead = runners.into_iter().filter(|(_, host, boot_id, lock_file)| {
-            let entry = LockEntry { host, boot_id, lock_file };
-            matches!(self.liveness(&entry, here), Liveness::Dead | Liveness::LockGone)
-        });
-        Ok(dead.map(|(id, ..)| id).collect())
+        if runners.is_empty() {
+            return Ok(Vec::new());
+        }
+        let locks = self.runner_locks();
+        let dead = runners
+            .into_iter()
+            .filter(|(_, lock_file)| locks.liveness(lock_file) != Liveness::Alive);
+        Ok(dead.map(|(id, _)| id).collect())
     }
 }
 

@@ -4,15 +4,13 @@
 //! The file is in the runners directory beside the database, among the lock files. The end of a
 //! runner closes its lock file, which inotify reports as well.
 
-use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use inotify::{Inotify, WatchMask};
 use rustix::fs::OFlags;
 
 use super::DraftStore;
-use crate::database::make_private_directory;
+use crate::error::LibrarianError;
 
 /// The wakeup file's name.
 pub(crate) const WAKEUP_FILE: &str = "wakeup";
@@ -22,31 +20,42 @@ impl DraftStore {
     /// must be visible by then. (An inotify watch on the -wal file fires before it is.)
     pub(crate) fn notify(&self) {
         // Only a waiting runner creates the file. Without it nobody waits, and to test for it is
-        // cheaper than to fail to open it. A waiting runner also polls, so a notification that
-        // fails is no error.
-        let path = self.runners_directory().join(WAKEUP_FILE);
-        if fs::symlink_metadata(&path).is_err() {
+        // cheaper than to open the directory. A waiting runner also polls, so a notification that
+        // fails is no error, and a file that is not to be trusted is left alone.
+        let path = self.inner.runners_directory.join(WAKEUP_FILE);
+        if std::fs::symlink_metadata(path).is_err() {
             return;
         }
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-            .open(path);
-        if let Ok(mut file) = file {
+        let Ok(Some(directory)) = self.runners_directory() else { return };
+        if let Ok(Some(mut file)) = directory.open_file(WAKEUP_FILE, OFlags::WRONLY) {
             let _ = file.write_all(b"!");
         }
     }
 
     /// Create the wakeup file if there is none, and be told of writes to it and of the end of
     /// runners. Each notification opens, writes and closes the file; so does the end of a runner
-    /// with its lock file.
-    pub(crate) fn listen(&self) -> io::Result<Inotify> {
-        let directory = self.runners_directory();
-        make_private_directory(directory)?;
-        let path = directory.join(WAKEUP_FILE);
-        fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        let inotify = Inotify::init()?;
-        inotify.watches().add(directory, WatchMask::CLOSE_WRITE)?;
-        Ok(inotify)
+    /// with its lock file. `None` where the kernel grants no inotify (its limits are per user).
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::CannotCreate`], and [`LibrarianError::Untrusted`] if the runners directory
+    /// or something in it must not be used; [`LibrarianError::Io`].
+    pub(crate) fn listen(&self) -> Result<Option<Inotify>, LibrarianError> {
+        let directory = self.make_runners_directory()?;
+        directory.check_contents()?;
+        match directory.create_file(WAKEUP_FILE, OFlags::WRONLY) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => {
+                let path = directory.path().join(WAKEUP_FILE);
+                created.map_err(|source| LibrarianError::CannotCreate { path, source })?;
+            }
+        }
+        let watch = || -> io::Result<Inotify> {
+            let inotify = Inotify::init()?;
+            let mask = WatchMask::CLOSE_WRITE | WatchMask::DONT_FOLLOW | WatchMask::ONLYDIR;
+            inotify.watches().add(directory.path(), mask)?;
+            Ok(inotify)
+        };
+        Ok(watch().ok())
     }
 }

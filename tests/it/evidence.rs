@@ -24,6 +24,7 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
+mod alive;
 mod audit;
 mod batched;
 mod blame;

@@ -23,4 +23,5 @@ mod schema;
 mod submit;
 mod sweep;
 mod telemetry;
+mod trust;
 mod watch;

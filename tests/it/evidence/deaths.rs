@@ -18,27 +18,27 @@ const PROGRAM: &str = r#"echo $$ > "$HAVE"; read -r leave < "$LEAVE""#;
 const NOTICE: Duration = Duration::from_secs(20);
 
 /// A runner with a draft in hand.
-struct Owner {
+pub(super) struct Owner {
     process: Process,
     program: String,
 }
 
-struct Scene {
-    bench: Bench,
+pub(super) struct Scene {
+    pub(super) bench: Bench,
     store: DraftStore,
     have: Fifo,
     leave: Fifo,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let bench = Bench::new();
         let (have, leave) = (bench.fifo("have"), bench.fifo("leave"));
         Self { store: bench.store(), bench, have, leave }
     }
 
     /// A draft in the hands of a runner, and nothing else to do.
-    fn owned(&mut self, text: &str) -> Owner {
+    pub(super) fn owned(&mut self, text: &str) -> Owner {
         self.store.submit(&draft(text)).unwrap();
         let mut command = self.bench.command(["run", "--json", "-q", "--", "sh", "-c", PROGRAM]);
         command.env("HAVE", &self.have.path).env("LEAVE", &self.leave.path);
@@ -51,12 +51,12 @@ impl Scene {
         self.owned(text).die();
     }
 
-    fn sql(&self, statement: &str) {
+    pub(super) fn sql(&self, statement: &str) {
         assert_eq!(self.bench.sql().execute(statement, []).unwrap(), 1, "{statement}");
     }
 
     /// What recovery takes back of claims as old as this, or however old if nothing is said.
-    fn recovered(&self, age: Option<Duration>) -> usize {
+    pub(super) fn recovered(&self, age: Option<Duration>) -> usize {
         let before = match age {
             Some(age) => SystemTime::now() - age,
             None => SystemTime::now() + Duration::from_secs(3_600),
@@ -66,7 +66,7 @@ impl Scene {
 }
 
 impl Owner {
-    fn die(self) {
+    pub(super) fn die(self) {
         self.process.signal(Signal::KILL);
         let output = self.process.output();
         assert!(killed_by(&output, Signal::KILL), "{output:?}");
@@ -76,7 +76,7 @@ impl Owner {
 }
 
 /// The default stale window.
-const WINDOW: Option<Duration> = Some(Duration::from_secs(900));
+pub(super) const WINDOW: Option<Duration> = Some(Duration::from_secs(900));
 
 #[test]
 fn the_next_run_takes_a_dead_owners_draft_at_once() {
@@ -128,22 +128,30 @@ fn a_pid_that_is_used_again_proves_nothing() {
     assert_eq!(scene.recovered(WINDOW), 1);
 }
 
+/// A boot id that cannot be read, or a host of another name, is neither a death nor a life.
 #[test]
-fn nobody_lives_through_a_reboot() {
-    let mut scene = Scene::new();
-    scene.orphaned("in hand");
-    scene.sql("UPDATE runners SET boot_id = 'another'");
-    std::fs::remove_dir_all(scene.bench.locks()).unwrap();
-    assert_eq!(scene.recovered(WINDOW), 1);
+fn the_lock_decides_whatever_is_known_of_the_machine() {
+    for machine in ["boot_id = ''", "boot_id = 'another'", "boot_id = 'another', host = 'other'"] {
+        let mut scene = Scene::new();
+        let owner = scene.owned("alive");
+        scene.sql(&format!("UPDATE runners SET {machine}"));
+        assert_eq!(scene.recovered(None), 0, "{machine}: its lock is held");
+        owner.die();
+        assert_eq!(scene.recovered(WINDOW), 1, "{machine}: its lock is free");
+    }
 }
 
+/// A database that was copied without its runners directory.
 #[test]
-fn of_another_machine_age_tells() {
-    let mut scene = Scene::new();
-    scene.orphaned("in hand");
-    scene.sql("UPDATE runners SET boot_id = 'another', host = 'elsewhere'");
-    assert_eq!(scene.recovered(WINDOW), 0);
-    assert_eq!(scene.recovered(None), 1);
+fn without_a_lock_age_decides_whatever_is_known_of_the_machine() {
+    for machine in ["boot_id = 'another'", "boot_id = 'another', host = 'other'"] {
+        let mut scene = Scene::new();
+        scene.orphaned("in hand");
+        scene.sql(&format!("UPDATE runners SET {machine}"));
+        std::fs::remove_dir_all(scene.bench.locks()).unwrap();
+        assert_eq!(scene.recovered(WINDOW), 0, "{machine}");
+        assert_eq!(scene.recovered(None), 1, "{machine}");
+    }
 }
 
 #[test]

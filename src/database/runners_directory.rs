@@ -1,0 +1,205 @@
+//! The directory beside the database that holds the runners' lock files and the wakeup file.
+//!
+//! Whoever could put something there could have a file made, overwritten or deleted elsewhere, or
+//! a live runner taken for dead. So the directory and each file in it are checked
+//! (`trust.rs`) before they are opened, and files are reached from the directory's descriptor
+//! only, never through a link.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, mkdir, openat, openat2,
+    unlinkat,
+};
+use rustix::io::Errno;
+
+use super::trust::{Facts, Kind, Owner, RUNNERS_SUFFIX, check, with_suffix};
+use crate::error::LibrarianError;
+
+/// An open runners directory that belongs to the database's owner.
+#[derive(Debug)]
+pub(crate) struct RunnersDirectory {
+    fd: OwnedFd,
+    path: PathBuf,
+    owner: Owner,
+}
+
+impl RunnersDirectory {
+    /// Where the runners directory of the database at this resolved path is.
+    pub(crate) fn path_beside(database: &Path) -> PathBuf {
+        with_suffix(database, RUNNERS_SUFFIX)
+    }
+
+    /// Open the directory; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Untrusted`] if it is a link, another's, or writable by others;
+    /// [`LibrarianError::Io`] if it cannot be opened.
+    pub(crate) fn open(path: &Path, owner: Owner) -> Result<Option<Self>, LibrarianError> {
+        let cannot = |source| LibrarianError::Io { doing: "open", path: path.to_owned(), source };
+        // First by name: a link is told as one, and another's directory as another's.
+        if check(path, owner, Kind::Directory, || Facts::of(path))?.is_none() {
+            return Ok(None);
+        }
+        let fd = match open_directory(path) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(cannot(error.into())),
+        };
+        check(path, owner, Kind::Directory, || Facts::of_open(&fd).map(Some))?;
+        Ok(Some(Self { fd, path: path.to_owned(), owner }))
+    }
+
+    /// Open the directory, and make it for its owner alone (0700) if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As for [`open`](Self::open), and [`LibrarianError::CannotCreate`].
+    pub(crate) fn open_or_create(path: &Path, owner: Owner) -> Result<Self, LibrarianError> {
+        let cannot = |source| LibrarianError::CannotCreate { path: path.to_owned(), source };
+        for _ in 0..100 {
+            match Self::open(path, owner) {
+                Ok(Some(directory)) => return Ok(directory),
+                Ok(None) => {}
+                Err(LibrarianError::Io { path, source, .. }) => {
+                    return Err(LibrarianError::CannotCreate { path, source });
+                }
+                Err(error) => return Err(error),
+            }
+            match mkdir(path, Mode::from_raw_mode(0o700)) {
+                Ok(()) if owner.is_another() => {
+                    give_new_directory(path, owner).map_err(cannot)?;
+                }
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(cannot(error.into())),
+            }
+        }
+        // Somebody deletes it as often as it is made.
+        Err(cannot(io::ErrorKind::NotFound.into()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Check everything in the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Untrusted`] for the first thing that is no regular file with one link,
+    /// of the database's owner, that he alone can write; [`LibrarianError::Io`].
+    pub(crate) fn check_contents(&self) -> Result<(), LibrarianError> {
+        let cannot = |source| LibrarianError::Io { doing: "read", path: self.path.clone(), source };
+        for name in self.names().map_err(cannot)? {
+            self.check(Path::new(&name))?;
+        }
+        Ok(())
+    }
+
+    /// The names of what is in the directory.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.fd)? {
+            let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn check(&self, name: &Path) -> Result<Option<Facts>, LibrarianError> {
+        check(&self.path.join(name), self.owner, Kind::File, || Facts::at(&self.fd, name))
+    }
+
+    /// Open a file of this name, if there is one that may be used. With [`OFlags::WRONLY`] its
+    /// closing wakes those who watch the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Untrusted`], and [`LibrarianError::Io`] if it cannot be opened.
+    pub(crate) fn open_file(
+        &self,
+        name: &str,
+        access: OFlags,
+    ) -> Result<Option<File>, LibrarianError> {
+        let name = Path::new(name);
+        // By name first: opening and closing what is the database under another name would drop
+        // its locks.
+        let Some(expected) = self.check(name)? else { return Ok(None) };
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = openat(&self.fd, name, flags, Mode::empty());
+        let cannot =
+            |source| LibrarianError::Io { doing: "open", path: self.path.join(name), source };
+        let file = match opened {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(cannot(error.into())),
+        };
+        let found = Facts::of_open(&file).map_err(cannot)?;
+        if found.identity != expected.identity {
+            return Err(cannot(io::Error::other("it was replaced at this moment")));
+        }
+        Ok(Some(File::from(file)))
+    }
+
+    /// Make a file that was not there, for its owner alone (0600).
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::AlreadyExists`] if the name is taken, whatever has it.
+    pub(crate) fn create_file(&self, name: &str, access: OFlags) -> io::Result<File> {
+        let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
+        if self.owner.is_another()
+            && let Err(error) = give(&file, self.owner)
+        {
+            self.remove_file(name, &file)?;
+            return Err(error);
+        }
+        Ok(File::from(file))
+    }
+
+    /// Remove the name, if it is this file's: not what somebody put in its place.
+    pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
+        let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };
+        if found.identity == Facts::of_open(file)?.identity {
+            unlinkat(&self.fd, name, AtFlags::empty())?;
+        }
+        Ok(())
+    }
+}
+
+/// No link is followed anywhere in the path, which is a resolved one.
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        // Before Linux 5.6, or where a container does not let it through.
+        Err(Errno::NOSYS | Errno::PERM) => openat(CWD, path, flags, Mode::empty()),
+        other => other,
+    }
+}
+
+/// Give the directory that root has just made to the database's owner.
+fn give_new_directory(path: &Path, owner: Owner) -> io::Result<()> {
+    let fd = open_directory(path)?;
+    // The owner, whose directory this lies in, may have moved another directory of root's here.
+    // An empty one has nothing to give away.
+    for entry in Dir::read_from(&fd)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+    }
+    give(&fd, owner)
+}
+
+fn give(file: impl std::os::fd::AsFd, owner: Owner) -> io::Result<()> {
+    fchown(file, Some(Uid::from_raw(owner.user)), Some(Gid::from_raw(owner.group)))?;
+    Ok(())
+}

@@ -1,0 +1,416 @@
+//! Whether the database and what lies beside it may be used: one name, one owner, and nobody else
+//! who can write.
+//!
+//! Two names for one file lose drafts: each name has its own -wal and its own runners directory.
+//! So a file with more than one link, or one that is itself a mount point, is refused. A file or
+//! directory that somebody else made or can write is refused too: it may lead elsewhere, be read
+//! by its owner, or be swapped.
+//!
+//! Nothing here opens a file. Opening and closing the database, under whatever name, would drop
+//! the locks that SQLite holds on it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, makedev, statat, statx};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::error::LibrarianError;
+
+/// What SQLite and draftq keep beside the database, by what is added to its name.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// What is added to the database's name for the runners directory.
+pub(crate) const RUNNERS_SUFFIX: &str = "-runners";
+
+/// How long something of root's may take to be given to the database's owner: root creates a
+/// file first and changes its owner then.
+const GIVING_AWAY: Duration = Duration::from_secs(2);
+
+/// Permission to write, for the group and for all others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+const STICKY: u32 = 0o1000;
+
+/// Which file it is: the same under every name, and another one after a replacement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FileIdentity {
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// To whom the database belongs, and everything beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub user: u32,
+    pub group: u32,
+}
+
+/// A database file that may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Examined {
+    pub identity: FileIdentity,
+    pub owner: Owner,
+}
+
+/// Check the database at `path`, its directory, and what lies beside it, without opening
+/// anything. `path` is a resolved one (`file::resolve`): a link there is refused.
+/// `None` if there is no database; directory and neighbours have been checked then, too.
+///
+/// # Errors
+///
+/// [`LibrarianError::Untrusted`] and [`LibrarianError::ForeignDatabase`] if something must not be
+/// used, [`LibrarianError::Io`] if it cannot be told.
+pub(crate) fn examine(path: &Path) -> Result<Option<Examined>, LibrarianError> {
+    let facts = Facts::of(path).map_err(cannot_inspect(path))?;
+    let owner = match &facts {
+        Some(facts) => owner_of_database(path, facts)?,
+        None => Owner::caller(),
+    };
+    check_directory_around(path, owner)?;
+    for suffix in BESIDE {
+        let beside = with_suffix(path, suffix);
+        check(&beside, owner, Kind::File, || Facts::of(&beside))?;
+    }
+    let runners = with_suffix(path, RUNNERS_SUFFIX);
+    check(&runners, owner, Kind::Directory, || Facts::of(&runners))?;
+    Ok(facts.map(|facts| Examined { identity: facts.identity, owner }))
+}
+
+/// The path with something added to its last name.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+impl Owner {
+    /// The user and group that this process acts as.
+    pub(crate) fn caller() -> Self {
+        Self { user: geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
+    }
+
+    /// Whether what this process makes must be given to this owner.
+    pub(crate) fn is_another(self) -> bool {
+        self.user != geteuid().as_raw()
+    }
+}
+
+/// What is expected at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A regular file with one name.
+    File,
+    /// A directory, not a link to one.
+    Directory,
+}
+
+/// What the kernel says of a file, a link not followed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts {
+    kind: FileType,
+    mode: u32,
+    user: u32,
+    group: u32,
+    pub links: u32,
+    size: u64,
+    pub identity: FileIdentity,
+    /// Whether something is mounted exactly here; `false` where the kernel cannot tell.
+    is_mount_point: bool,
+}
+
+impl Facts {
+    /// Of what is at this path; `None` if nothing is.
+    pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
+        Self::at(CWD, path)
+    }
+
+    /// Of what has this name in the directory.
+    pub(crate) fn at(directory: impl AsFd, name: &Path) -> io::Result<Option<Self>> {
+        Self::read(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
+    }
+
+    /// Of an open file.
+    pub(crate) fn of_open(file: impl AsFd) -> io::Result<Self> {
+        let facts = Self::read(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH)?;
+        facts.ok_or_else(|| Errno::NOENT.into())
+    }
+
+    fn read(
+        directory: std::os::fd::BorrowedFd<'_>,
+        name: &Path,
+        flags: AtFlags,
+    ) -> io::Result<Option<Self>> {
+        match statx(directory, name, flags, StatxFlags::BASIC_STATS) {
+            Ok(found) => Ok(Some(Self {
+                kind: FileType::from_raw_mode(found.stx_mode.into()),
+                mode: u32::from(found.stx_mode) & 0o7777,
+                user: found.stx_uid,
+                group: found.stx_gid,
+                links: found.stx_nlink,
+                size: found.stx_size,
+                identity: FileIdentity {
+                    device: makedev(found.stx_dev_major, found.stx_dev_minor),
+                    inode: found.stx_ino,
+                },
+                // The bit is only ever set where the kernel knows of it.
+                is_mount_point: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            // An old kernel, or a container that does not let it through.
+            Err(Errno::NOSYS | Errno::PERM) => match statat(directory, name, flags) {
+                Ok(found) => Ok(Some(Self {
+                    kind: FileType::from_raw_mode(found.st_mode),
+                    mode: found.st_mode & 0o7777,
+                    user: found.st_uid,
+                    group: found.st_gid,
+                    links: found.st_nlink.min(2) as u32,
+                    size: found.st_size.unsigned_abs(),
+                    identity: FileIdentity { device: found.st_dev, inode: found.st_ino },
+                    is_mount_point: false,
+                })),
+                Err(Errno::NOENT) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Check something beside the database, as `look` finds it. Returns what was found, if it is
+/// there and may be used.
+pub(crate) fn check(
+    path: &Path,
+    owner: Owner,
+    kind: Kind,
+    look: impl Fn() -> io::Result<Option<Facts>>,
+) -> Result<Option<Facts>, LibrarianError> {
+    let begun = Instant::now();
+    loop {
+        // Without a link it is being deleted.
+        let found = look().map_err(cannot_inspect(path))?.filter(|facts| facts.links > 0);
+        let Some(facts) = found else { return Ok(None) };
+        let being_given_away = facts.user == 0 && owner.user != 0;
+        if being_given_away && begun.elapsed() < GIVING_AWAY {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        check_facts(path, &facts, owner, kind)?;
+        return Ok(Some(facts));
+    }
+}
+
+fn check_facts(path: &Path, facts: &Facts, owner: Owner, kind: Kind) -> Result<(), LibrarianError> {
+    let (expected, word) = match kind {
+        Kind::File => (FileType::RegularFile, "regular file"),
+        Kind::Directory => (FileType::Directory, "directory"),
+    };
+    if facts.kind != expected {
+        let found = name_of(facts.kind);
+        let remedy = format!("remove it: `rm -r {}`", quoted(path));
+        return refused(path, format!("it is {found} and not a {word}"), remedy);
+    }
+    if kind == Kind::File {
+        check_one_name(path, facts)?;
+    }
+    if facts.user != owner.user {
+        return refused(
+            path,
+            format!("it belongs to user {} and the database to user {}", facts.user, owner.user),
+            format!("if it is draftq's own: `sudo chown -h {} {}`", owner.user, quoted(path)),
+        );
+    }
+    check_not_writable(path, facts)
+}
+
+/// A second link or a mount point is a second name.
+fn check_one_name(path: &Path, facts: &Facts) -> Result<(), LibrarianError> {
+    if facts.links > 1 {
+        return refused(
+            path,
+            format!(
+                "it has {} links, and under each name it would have a log and locks of its own, \
+                 which loses drafts",
+                facts.links
+            ),
+            format!(
+                "use one name and remove the others: `find / -xdev -samefile {}` lists them",
+                quoted(path)
+            ),
+        );
+    }
+    if facts.is_mount_point {
+        return refused(
+            path,
+            "it is a mount point itself, so that its log and locks are not beside those of its \
+             other name, which loses drafts"
+                .to_owned(),
+            "mount its directory instead of the file".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn check_not_writable(path: &Path, facts: &Facts) -> Result<(), LibrarianError> {
+    if facts.mode & WRITABLE_BY_OTHERS == 0 {
+        return Ok(());
+    }
+    refused(
+        path,
+        format!("its mode {:o} lets its group or everybody write", facts.mode),
+        format!("`chmod go-w {}`", quoted(path)),
+    )
+}
+
+/// The database's owner: the caller, or, for root, whoever it is.
+fn owner_of_database(path: &Path, facts: &Facts) -> Result<Owner, LibrarianError> {
+    let regular = match facts.kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => refused(
+            path,
+            "it was replaced by a symbolic link".to_owned(),
+            "start draftq again".to_owned(),
+        ),
+        _ => Err(LibrarianError::ForeignDatabase {
+            path: path.to_owned(),
+            reason: "it is not a regular file; name another with --db".to_owned(),
+        }),
+    };
+    regular?;
+    check_one_name(path, facts)?;
+    let caller = Owner::caller();
+    let user = facts.user;
+    if user != caller.user {
+        if caller.user != 0 || !is_mapped(user) {
+            return refused(
+                path,
+                format!("it belongs to user {user}, and this process is user {}", caller.user),
+                format!(
+                    "run draftq as its owner (`sudo -u '#{user}' draftq …`), or name another file \
+                     with --db"
+                ),
+            );
+        }
+        if facts.size == 0 {
+            return refused(
+                path,
+                format!("it is empty, and user {user}, who made it, could read what comes in"),
+                format!(
+                    "remove it (`rm {}`), or run draftq as its owner (`sudo -u '#{user}' draftq …`)",
+                    quoted(path)
+                ),
+            );
+        }
+    }
+    check_not_writable(path, facts)?;
+    Ok(Owner { user, group: facts.group })
+}
+
+/// The directory that the database is in: nobody but its owner and root may replace the database.
+fn check_directory_around(database: &Path, owner: Owner) -> Result<(), LibrarianError> {
+    let Some(path) = database.parent() else { return Ok(()) };
+    let Some(facts) = Facts::of(path).map_err(cannot_inspect(path))? else { return Ok(()) };
+    let user = facts.user;
+    // Inside a user namespace the real root has no number, nor has anybody else outside.
+    if user != owner.user && user != 0 && is_mapped(user) {
+        return refused(
+            path,
+            format!(
+                "the directory belongs to user {user}, who can replace the database of user {}",
+                owner.user
+            ),
+            format!(
+                "run draftq as user {user} (`sudo -u '#{user}' draftq …`), or keep the database in \
+                 a directory of user {}",
+                owner.user
+            ),
+        );
+    }
+    // A private group has the number of its one member (umask 002 goes with it).
+    let private_group = facts.group == user && (1000..60_000).contains(&user);
+    let writable = facts.mode & if private_group { 0o002 } else { WRITABLE_BY_OTHERS };
+    if writable == 0 {
+        return Ok(());
+    }
+    if facts.mode & STICKY == 0 {
+        return refused(
+            path,
+            format!(
+                "the directory's mode {:o} lets its group or everybody replace the database",
+                facts.mode
+            ),
+            format!("`chmod go-w {}`", quoted(path)),
+        );
+    }
+    if owner.is_another() {
+        let user = owner.user;
+        return refused(
+            database,
+            format!(
+                "it belongs to user {user} and is in a directory where everybody may create files, \
+                 so that it may have been made to catch what others submit"
+            ),
+            format!("run draftq as its owner: `sudo -u '#{user}' draftq …`"),
+        );
+    }
+    Ok(())
+}
+
+/// Whether the user has a number of its own in this user namespace. Those that have none all
+/// appear as one (65534 as a rule), which may have an owner as well.
+fn is_mapped(user: u32) -> bool {
+    let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return true };
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), _, Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        (first..first.saturating_add(count)).contains(&u64::from(user))
+    })
+}
+
+fn name_of(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        _ => "a device",
+    }
+}
+
+fn refused<T>(path: &Path, problem: String, remedy: String) -> Result<T, LibrarianError> {
+    Err(LibrarianError::Untrusted { path: path.to_owned(), problem, remedy })
+}
+
+fn cannot_inspect(path: &Path) -> impl FnOnce(io::Error) -> LibrarianError {
+    let path = path.to_owned();
+    move |source| LibrarianError::Io { doing: "inspect", path, source }
+}
+
+/// The path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+@:,".contains(c);
+    if path.chars().all(plain) {
+        return path.into_owned();
+    }
+    let mut quoted = String::from("'");
+    for c in path.chars() {
+        match c {
+            '\'' => quoted.push_str("'\\''"),
+            c => {
+                let _ = quoted.write_char(c);
+            }
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
