@@ -58,6 +58,15 @@ pub enum LibrarianError {
         reason: DraftRejection,
     },
 
+    /// The stored draft cannot be read back as it was submitted. Other drafts are not affected.
+    #[error("draft {id} is damaged: {damage}")]
+    DamagedDraft {
+        /// The draft.
+        id: DraftId,
+        /// What is wrong with it.
+        damage: DraftDamage,
+    },
+
     /// The claim was taken back while its holder worked: the owner seemed dead, somebody moved
     /// the draft by hand, or it went stale. Nothing was changed by the late move.
     #[error(
@@ -243,6 +252,7 @@ impl LibrarianError {
             Self::ForeignDatabase { .. } => ErrorKind::ForeignDatabase,
             Self::DraftIo(_)
             | Self::Io { .. }
+            | Self::DamagedDraft { .. }
             | Self::DamagedDatabase { .. }
             | Self::Database { .. }
             | Self::SqliteTooOld { .. } => ErrorKind::Storage,
@@ -259,6 +269,7 @@ impl LibrarianError {
             Self::RetryBudgetExhausted { .. } => "retries_exhausted",
             Self::DraftIo(_) | Self::Io { .. } => "io",
             Self::DraftJson(_) => "json",
+            Self::DamagedDraft { .. } => "damaged",
             _ => "processor",
         }
     }
@@ -337,6 +348,25 @@ pub enum DraftRejection {
     TooManyTags {
         /// How many it has.
         tags: usize,
+    },
+}
+
+/// What is wrong with a stored draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DraftDamage {
+    /// The text, the surface, the agent, the project, the operator or the provenance is not what
+    /// was submitted.
+    #[error("its text or its provenance was altered after it was submitted (they give another id)")]
+    Altered,
+    /// The text is missing.
+    #[error("its text is missing")]
+    NoText,
+    /// A column cannot be read.
+    #[error("its column {column} cannot be read")]
+    Unreadable {
+        /// The column's name.
+        column: &'static str,
     },
 }
 

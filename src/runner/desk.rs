@@ -344,7 +344,7 @@ impl<'r> Desk<'r> {
         tracing::warn!(
             target: "mimir.librarian.draft_error",
             draft_id = %id,
-            class = "unreadable",
+            class = "damaged",
             "draft could not be read back"
         );
         self.begun.fetch_add(1, Ordering::Relaxed);

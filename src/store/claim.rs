@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, ToSql, named_params, params};
 
+use super::columns::draft_of;
 use super::recovery::RunnerRegistration;
 use super::tally::Tally;
-use super::{DraftStore, DraftTransition, draft_columns, draft_of};
+use super::{DraftStore, DraftTransition, draft_columns};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::Fault;
 use crate::draft::{Draft, DraftId};
-use crate::error::{LibrarianError, ProcessorError};
+use crate::error::{DraftDamage, LibrarianError};
 use crate::processor::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
 
@@ -132,8 +133,8 @@ pub(crate) struct Exchanged {
 pub enum Claimed {
     /// A draft to process.
     Draft(Box<Claim>),
-    /// A draft that was claimed and could not be read back: its row or text was damaged from
-    /// outside. It counts an error and stays in `processing`, like one whose processor erred,
+    /// A draft that was claimed and is not what was submitted: its row or text was altered or
+    /// damaged from outside ([`LibrarianError::DamagedDraft`]). It counts an error and stays in `processing`, like one whose processor erred,
     /// so that it does not stand in the way of the others.
     Unreadable(DraftId),
 }
@@ -412,10 +413,9 @@ fn claim(
                 Ok(draft) => {
                     Claimed::Draft(Box::new(Claim { held, draft, claims, errors: found.errors }))
                 }
-                Err(_) => {
-                    let error =
-                        ProcessorError::new("unreadable", "the stored draft cannot be read");
-                    give_up(connection, &held, &error.into(), now)?;
+                Err(damage) => {
+                    let error = LibrarianError::DamagedDraft { id: held.id, damage };
+                    give_up(connection, &held, &error, now)?;
                     Claimed::Unreadable(held.id)
                 }
             },
@@ -430,7 +430,7 @@ struct Ready {
     id: DraftId,
     claims: u64,
     errors: u64,
-    draft: Result<Draft, rusqlite::Error>,
+    draft: Result<Draft, DraftDamage>,
 }
 
 /// The next drafts of the snapshot that are best claimed together.

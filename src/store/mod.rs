@@ -6,13 +6,14 @@
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
 //! | `news.rs` | it wakes a runner that waits |
-//! | `view.rs` | it is looked at, and counted (`tally.rs`) |
+//! | `view.rs` | it is looked at (`columns.rs`), and counted (`tally.rs`) |
 //! | `upkeep.rs` | an operator does something about it |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
 //! `migrations/0001_drafts.sql`.
 
 pub mod claim;
+mod columns;
 mod group;
 pub mod intake;
 pub(crate) mod news;
@@ -27,11 +28,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{Transaction, params};
 
-use crate::clock::{Clock, from_unix_ms};
+use crate::clock::Clock;
 use crate::database::{DEFAULT_BUSY_TIMEOUT, Database, Fault};
-use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft, DraftId, DraftMetadata, DraftSourceSurface};
+use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftId, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
 
@@ -230,36 +231,6 @@ macro_rules! draft_columns {
     };
 }
 pub(crate) use draft_columns;
-
-/// Metadata from a row that has [`draft_columns`].
-fn metadata_of(row: &Row<'_>) -> Result<DraftMetadata, rusqlite::Error> {
-    Ok(DraftMetadata {
-        source_surface: row.get("source_surface")?,
-        source_agent: row.get("source_agent")?,
-        source_project: row.get("source_project")?,
-        operator: row.get("operator")?,
-        provenance_uri: row.get("provenance_uri")?,
-        context_tags: row.get::<_, Tags>("context_tags")?.0,
-        submitted_at: from_unix_ms(row.get("submitted_at")?),
-    })
-}
-
-/// A draft from a row that has [`draft_columns`] and its `raw_text`.
-fn draft_of(row: &Row<'_>) -> Result<Draft, rusqlite::Error> {
-    Ok(Draft::stored(row.get("id")?, row.get("raw_text")?, metadata_of(row)?))
-}
-
-/// Tags as the database keeps them: a JSON array of strings.
-struct Tags(Vec<String>);
-
-impl FromSql for Tags {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        match value.as_str()? {
-            "[]" => Ok(Self(Vec::new())),
-            json => serde_json::from_str(json).map(Self).map_err(|_| FromSqlError::InvalidType),
-        }
-    }
-}
 
 fn tags_json(tags: &[String]) -> Result<String, LibrarianError> {
     Ok(if tags.is_empty() { "[]".to_owned() } else { serde_json::to_string(tags)? })

@@ -14,6 +14,7 @@ mod look;
 mod model;
 mod opening;
 mod privacy;
+mod reading;
 mod readme;
 mod run;
 mod schema;

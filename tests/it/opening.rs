@@ -326,7 +326,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
     match store.query(&all) {
         Ok(records) => {
-            for record in records.iter().take(20) {
+            for record in records.rows.iter().take(20) {
                 note(store.inspect(record.id).map(|_| ()));
             }
         }
@@ -412,6 +412,7 @@ fn damage(mutants: u64) {
             if let Err(error) = &outcome {
                 let message = error.to_string();
                 let named = message.contains(&*path.to_string_lossy())
+                    || matches!(error, LibrarianError::DamagedDraft { .. })
                     || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::LostClaim);
                 assert!(named, "seed {seed}, mutant {mutant}: {message}");
             }
