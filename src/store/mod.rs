@@ -3,6 +3,7 @@
 //! | file | what a draft meets there |
 //! |---|---|
 //! | `intake.rs` | it is submitted, with others that come at the same time (`group.rs`) |
+//! | `batches.rs` | it is submitted, one of very many |
 //! | `claim.rs` | it is claimed and finished |
 //! | `recovery.rs` | its runner is registered, dies, and the draft is taken back |
 //! | `news.rs` | it wakes a runner that waits |
@@ -12,6 +13,7 @@
 //! The SQL interface, for people who open the file themselves, is documented in
 //! `migrations/0001_drafts.sql`.
 
+pub mod batches;
 pub mod claim;
 mod columns;
 mod group;

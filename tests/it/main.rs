@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 #![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]
 
+mod batches;
 mod evidence;
 mod fencing;
 mod file_version;
@@ -13,6 +14,7 @@ mod lifecycle;
 mod look;
 mod model;
 mod opening;
+mod output;
 mod privacy;
 mod reading;
 mod readme;
