@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock::{from_unix_ms, unix_ms};
-use crate::error::{DraftRejection, LibrarianError};
+use crate::error::{DraftDamage, DraftRejection, LibrarianError};
 
 /// Version of the JSON envelope ([`Draft::to_envelope`]); the file version's current one.
 pub const DRAFT_SCHEMA_VERSION: u32 = 2;
@@ -42,9 +42,21 @@ impl Draft {
         Self { id, metadata, raw_text }
     }
 
-    /// A draft as a store kept it, under the id that it was stored with.
-    pub(crate) fn stored(id: DraftId, raw_text: String, metadata: DraftMetadata) -> Self {
-        Self { id, metadata, raw_text }
+    /// A draft as it was read from a store, under the id that it was stored with.
+    ///
+    /// # Errors
+    ///
+    /// [`DraftDamage::Altered`] if the id does not follow from the text and the metadata: somebody
+    /// or something changed them after they were submitted.
+    pub(crate) fn stored(
+        id: DraftId,
+        raw_text: String,
+        metadata: DraftMetadata,
+    ) -> Result<Self, DraftDamage> {
+        match DraftId::of(&raw_text, &metadata) == id {
+            true => Ok(Self { id, metadata, raw_text }),
+            false => Err(DraftDamage::Altered),
+        }
     }
 
     /// The id, which follows from text and provenance.
@@ -426,6 +438,24 @@ mod tests {
     fn tags_and_time_are_no_part_of_the_id() {
         let other = DraftMetadata { context_tags: vec![], submitted_at: UNIX_EPOCH, ..full() };
         assert_eq!(DraftId::of("x", &full()), DraftId::of("x", &other));
+    }
+
+    #[test]
+    fn what_was_altered_in_a_store_is_no_draft() {
+        let id = DraftId::of("text", &full());
+        assert!(Draft::stored(id, "text".into(), full()).is_ok());
+        assert_eq!(Draft::stored(id, "Text".into(), full()), Err(DraftDamage::Altered));
+        let retagged = DraftMetadata { context_tags: vec![], submitted_at: UNIX_EPOCH, ..full() };
+        assert!(Draft::stored(id, "text".into(), retagged).is_ok());
+        for altered in [
+            DraftMetadata { source_surface: DraftSourceSurface::Mcp, ..full() },
+            DraftMetadata { source_agent: None, ..full() },
+            DraftMetadata { source_project: None, ..full() },
+            DraftMetadata { operator: Some("Zoe".into()), ..full() },
+            DraftMetadata { provenance_uri: None, ..full() },
+        ] {
+            assert_eq!(Draft::stored(id, "text".into(), altered), Err(DraftDamage::Altered));
+        }
     }
 
     #[test]

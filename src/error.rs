@@ -58,6 +58,15 @@ pub enum LibrarianError {
         reason: DraftRejection,
     },
 
+    /// The stored draft cannot be read back as it was submitted. Other drafts are not affected.
+    #[error("draft {id} is damaged: {damage}")]
+    DamagedDraft {
+        /// The draft.
+        id: DraftId,
+        /// What is wrong with it.
+        damage: DraftDamage,
+    },
+
     /// The claim was taken back while its holder worked: the owner seemed dead, somebody moved
     /// the draft by hand, or it went stale. Nothing was changed by the late move.
     #[error(
@@ -185,15 +194,6 @@ pub enum LibrarianError {
         reason: String,
     },
 
-    /// A stored draft was damaged from outside: its text, its row, or both.
-    #[error("draft {id} is damaged: {reason}")]
-    DamagedDraft {
-        /// The draft.
-        id: DraftId,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-
     /// SQLite failed in another way.
     #[error("could not {doing} (database {}): {source}", .path.display())]
     Database {
@@ -265,8 +265,8 @@ impl LibrarianError {
             Self::ForeignDatabase { .. } | Self::Untrusted { .. } => ErrorKind::ForeignDatabase,
             Self::DraftIo(_)
             | Self::Io { .. }
-            | Self::DamagedDatabase { .. }
             | Self::DamagedDraft { .. }
+            | Self::DamagedDatabase { .. }
             | Self::Database { .. }
             | Self::SqliteTooOld { .. } => ErrorKind::Storage,
         }
@@ -375,6 +375,28 @@ pub enum DraftRejection {
         /// How many it has.
         tags: usize,
     },
+}
+
+/// What is wrong with a stored draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DraftDamage {
+    /// The text, the surface, the agent, the project, the operator or the provenance is not what
+    /// was submitted.
+    #[error("its text or its provenance was altered after it was submitted (they give another id)")]
+    Altered,
+    /// The text is missing.
+    #[error("its text is missing")]
+    NoText,
+    /// A column cannot be read.
+    #[error("its column {column} cannot be read")]
+    Unreadable {
+        /// The column's name.
+        column: &'static str,
+    },
+    /// The row breaks a rule of the schema, so that it cannot be changed.
+    #[error("its row breaks a rule of the schema")]
+    Row,
 }
 
 /// Why a processor came to no decision.

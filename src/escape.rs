@@ -7,17 +7,31 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character is to be escaped: C0 but newline and tab, DEL, C1, and the bidirectional
-/// controls (Unicode's `Bidi_Control` property).
+/// Whether a character is escaped: control characters but newline and tab, bidirectional controls
+/// (Unicode's `Bidi_Control` property), characters that are invisible, and the line and paragraph
+/// separators. U+200C and U+200D join or separate letters in Persian and in emoji; they stay.
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     match c {
         '\n' | '\t' => false,
+        // Bidirectional controls.
         '\u{061c}'
         | '\u{200e}'
         | '\u{200f}'
         | '\u{202a}'..='\u{202e}'
         | '\u{2066}'..='\u{2069}' => true,
+        // Line and paragraph separator: many readers of lines split there.
+        '\u{2028}' | '\u{2029}' => true,
+        // Soft hyphen, Mongolian vowel separator, zero-width space, word joiner and invisible
+        // operators, Hangul filler, byte order mark.
+        '\u{00ad}'
+        | '\u{180e}'
+        | '\u{200b}'
+        | '\u{2060}'..='\u{2064}'
+        | '\u{3164}'
+        | '\u{feff}' => true,
+        // Tag characters: invisible ASCII.
+        '\u{e0000}'..='\u{e007f}' => true,
         c => c.is_control(),
     }
 }
@@ -30,7 +44,7 @@ pub fn text(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// Text for one line of a person's table: as [`text()`], and newlines and tabs as well.
+/// Text for one line: as [`text()`], and newlines and tabs as `\n` and `\t`.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     replace(
@@ -46,11 +60,12 @@ pub fn line(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// A JSON document on one line: unsafe characters as `\u001b`, line breaks and tabs as blanks.
+/// A JSON document on one line: unsafe characters as `\u001b` (above U+FFFF as a surrogate pair),
+/// line breaks and tabs between tokens as blanks.
 ///
-/// In JSON all of C0 is escaped inside strings already. What is left of it stands between tokens,
-/// in values that another program wrote, and a blank is as good there. DEL, C1 and the
-/// bidirectional controls can stand only inside strings. So the document means the same.
+/// JSON strings cannot hold C0 characters, so those in the document stand between tokens (in
+/// values that another program wrote), where a blank means the same. All other unsafe characters
+/// can stand only inside strings. So the document keeps its meaning.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
     replace(
@@ -58,9 +73,10 @@ pub fn json(document: &str) -> Cow<'_, str> {
         |c| is_unsafe(c) || c == '\n' || c == '\t',
         |out, c| match c {
             '\r' | '\n' | '\t' => out.push(' '),
-            // All of the unsafe characters lie in the basic plane: four digits are enough.
             c => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
             }
         },
     )
@@ -95,6 +111,41 @@ mod tests {
         assert_eq!(line("a\nb\tc\0"), "a\\nb\\tc\\u{0}");
     }
 
+    /// Each range of the contract, with the characters on both sides of it.
+    #[test]
+    fn the_set_is_exact() {
+        let ranges = [
+            (0x00, 0x08),
+            (0x0b, 0x1f),
+            (0x7f, 0x9f),
+            (0xad, 0xad),
+            (0x61c, 0x61c),
+            (0x180e, 0x180e),
+            (0x200b, 0x200b),
+            (0x200e, 0x200f),
+            (0x2028, 0x202e),
+            (0x2060, 0x2064),
+            (0x2066, 0x2069),
+            (0x3164, 0x3164),
+            (0xfeff, 0xfeff),
+            (0xe0000, 0xe007f),
+        ];
+        for c in '\0'..=char::MAX {
+            let code = u32::from(c);
+            let expected = ranges.iter().any(|(first, last)| (*first..=*last).contains(&code));
+            assert_eq!(is_unsafe(c), expected, "U+{code:04X}");
+        }
+        let persian_and_emoji = "\u{645}\u{6cc}\u{200c}\u{62e} \u{1f469}\u{200d}\u{1f680}";
+        assert_eq!(line(persian_and_emoji), persian_and_emoji);
+    }
+
+    #[test]
+    fn json_escapes_are_utf_16() {
+        let document = "[\"\u{2028}\u{e0001}\u{feff}\"]";
+        assert_eq!(json(document), r#"["\u2028\udb40\udc01\ufeff"]"#);
+        assert_eq!(line("\u{e0001}\u{2028}"), r"\u{e0001}\u{2028}");
+    }
+
     proptest! {
         #[test]
         fn nothing_unsafe_remains(raw in any::<String>()) {
@@ -103,7 +154,7 @@ mod tests {
         }
 
         #[test]
-        fn a_json_document_keeps_its_value(raw in "[\u{0}-\u{ff}\u{2000}-\u{2070}]*") {
+        fn a_json_document_keeps_its_value(raw in "[\u{0}-\u{ff}\u{2000}-\u{2070}\u{3164}\u{feff}\u{dfff0}-\u{e008f}]*") {
             let document = serde_json::to_string(&raw).unwrap();
             let escaped = json(&document);
             prop_assert!(!escaped.contains(is_unsafe));

@@ -1,10 +1,9 @@
 //! What a command fails with, and the exit code for it (those of sysexits.h).
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind as UsageError};
 use draftq::LibrarianError;
 use draftq::error::ErrorKind;
 use draftq::escape;
@@ -51,6 +50,16 @@ impl Failure {
     /// What was named is not there.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::Said { code: EX_NOINPUT, message: message.into() }
+    }
+
+    /// The same with what holds in spite of it, for a user who would think otherwise.
+    pub fn although(self, fact: &str) -> Self {
+        match self {
+            Self::ClosedPipe => Self::ClosedPipe,
+            Self::Said { code, message } => {
+                Self::Said { code, message: format!("{message}; {fact}") }
+            }
+        }
     }
 
     /// Tell the user, and give the code to exit with.
@@ -110,10 +119,10 @@ pub fn from_clap(mut error: clap::Error) -> ExitCode {
             Err(failure) => failure.report(),
         };
     }
-    let tame = escape_echoes(&mut error);
+    let unchanged = hide_arguments(&mut error);
     let message = error.render();
     // In colour our own escapes stand between the words, so nothing can be escaped any more.
-    if tame && in_colour(&io::stderr()) {
+    if unchanged && in_colour(&io::stderr()) {
         tell(&message.ansi().to_string());
     } else {
         tell(&escape::text(&message.to_string()));
@@ -121,26 +130,48 @@ pub fn from_clap(mut error: clap::Error) -> ExitCode {
     ExitCode::from(EX_USAGE)
 }
 
-/// Escape what the message repeats of the arguments: clap prints it as it is. Returns whether
-/// there was nothing to escape.
-fn escape_echoes(error: &mut clap::Error) -> bool {
-    let escaped: Vec<(ContextKind, ContextValue)> = error
+/// The flags whose values may be a draft's text or belong to one.
+const PRIVATE: [&str; 6] =
+    ["--text", "--agent", "--project", "--operator", "--provenance", "--tag"];
+
+/// Clap repeats the arguments as they are. Escape them, and leave out those that may be the
+/// value of a private flag: a word that is no flag's name stands there because a flag was left
+/// out or a text was not quoted. Returns whether nothing had to be changed.
+fn hide_arguments(error: &mut clap::Error) -> bool {
+    let unknown = error.kind() == UsageError::UnknownArgument;
+    let of_private_flag = error.get(ContextKind::InvalidArg).is_some_and(|argument| {
+        let name = argument.to_string();
+        PRIVATE.iter().any(|flag| name.split([' ', '=']).next() == Some(flag))
+    });
+    let shown = |kind: ContextKind, word: &str| -> String {
+        let hidden = match kind {
+            ContextKind::InvalidArg => unknown && !is_flag_name(word),
+            ContextKind::InvalidValue => of_private_flag,
+            _ => false,
+        };
+        match hidden {
+            // Of a value that is missing clap makes an empty one.
+            true if !word.is_empty() => "(not shown: it may be of a draft)".to_owned(),
+            _ => escape::line(word).into_owned(),
+        }
+    };
+    let changed: Vec<(ContextKind, ContextValue)> = error
         .context()
         .filter_map(|(kind, value)| {
-            let escaped = match value {
-                ContextValue::String(word) => ContextValue::String(escape::line(word).into_owned()),
-                ContextValue::Strings(words) => ContextValue::Strings(
-                    words.iter().map(|word| escape::line(word).into_owned()).collect(),
-                ),
+            let new = match value {
+                ContextValue::String(word) => ContextValue::String(shown(kind, word)),
+                ContextValue::Strings(words) => {
+                    ContextValue::Strings(words.iter().map(|word| shown(kind, word)).collect())
+                }
                 _ => return None,
             };
-            (escaped != *value).then_some((kind, escaped))
+            (new != *value).then_some((kind, new))
         })
         .collect();
-    if escaped.is_empty() {
+    if changed.is_empty() {
         return true;
     }
-    for (kind, value) in escaped {
+    for (kind, value) in changed {
         error.insert(kind, value);
     }
     // A tip repeats the argument as well, between escapes of clap's own.
@@ -148,10 +179,18 @@ fn escape_echoes(error: &mut clap::Error) -> bool {
     false
 }
 
-/// A line on standard error. A path or an id in it may hold anything.
+/// Whether this looks like the name of a flag: letters, digits and hyphens after one or two
+/// hyphens.
+fn is_flag_name(word: &str) -> bool {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-')).unwrap_or_default();
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// One line on standard error. A path or a name in it may hold anything, also line breaks.
 pub fn say(message: &str) {
-    let mut line = escape::text(message).into_owned();
-    let _ = writeln!(line);
+    let mut line = escape::line(message).into_owned();
+    line.push('\n');
     tell(&line);
 }
 

@@ -6,21 +6,26 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use draftq::clock::{from_unix_ms, unix_ms};
-use draftq::store::view::{DraftQuery, DraftRecord, HistoryEvent, StoreStats};
-use draftq::{DraftId, DraftSourceSurface, DraftState, DraftStore, escape};
+use draftq::clock::from_unix_ms;
+use draftq::store::view::{
+    DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats,
+};
+use draftq::{DraftId, DraftSourceSurface, DraftState, DraftStore, LibrarianError, escape};
 use serde::Serialize;
 use time::format_description::well_known::Iso8601;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::intake::parse_surface;
-use super::render::{Output, Sheet, count, duration, minute, time};
+use super::render::{Sheet, count, duration, minute, time};
 use super::{Context, from_zero};
 
-/// A list is read in pages of this many drafts, each a short read.
-const PAGE: usize = 1000;
+/// At most this many drafts that cannot be read in full are named one by one.
+const NAMED_UNREADABLE: usize = 5;
+
+/// In place of a value that cannot be read.
+const UNREADABLE: &str = "(unreadable)";
 
 /// List drafts, the last submitted first.
 #[derive(Debug, Args)]
@@ -37,13 +42,13 @@ pub struct List {
     #[arg(long, value_name = "SURFACE", alias = "source-surface", value_parser = parse_surface)]
     surface: Option<DraftSourceSurface>,
     /// Only of this agent.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     agent: Option<String>,
     /// Only of this project.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", allow_hyphen_values = true)]
     project: Option<String>,
     /// Only with this tag.
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", allow_hyphen_values = true)]
     tag: Option<String>,
     /// Only submitted since: an age such as 90s, 2h or 7d, or a time such as 2026-11-20 or
     /// 2026-11-20T08:30:00Z (UTC where no offset is given).
@@ -51,6 +56,7 @@ pub struct List {
     since: Option<SystemTime>,
     /// At most this many; 0 is all.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = from_zero::<usize>)]
+    #[arg(allow_negative_numbers = true)]
     limit: usize,
     /// The first submitted first: the order in which they are processed.
     #[arg(long)]
@@ -61,8 +67,7 @@ impl List {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let store = context.store()?;
         let output = context.output();
-        let mut left = if self.limit == 0 { usize::MAX } else { self.limit };
-        let mut query = DraftQuery {
+        let query = DraftQuery {
             states: self.states,
             source_surface: self.surface,
             source_agent: self.agent,
@@ -70,73 +75,160 @@ impl List {
             tag: self.tag,
             since: self.since,
             newest_first: !self.oldest,
+            limit: if self.limit == 0 { usize::MAX } else { self.limit },
             ..DraftQuery::default()
         };
-        let mut listed = 0;
-        while left > 0 {
-            query.limit = left.min(PAGE);
-            let page = store.query(&query)?;
-            listed += page.len();
-            left = if page.len() < query.limit { 0 } else { left - page.len() };
-            query.after_seq = page.last().map(|record| record.seq);
-            print_page(output, &page)?;
+        let mut unreadable = Unreadable::default();
+        if output.is_json() {
+            let page = |query: &_| store.query(query);
+            pages(query, page, |records| {
+                output.json_lines(records)?;
+                for record in records {
+                    unreadable.note(record.id, &record.unreadable);
+                }
+                Ok(())
+            })?
+            .tell(unreadable);
+            return Ok(ExitCode::SUCCESS);
         }
-        if listed == 0 && !output.is_json() {
-            // Which database that is: a mistyped --db makes a new one.
-            output.text(&format!("No such drafts in {}.", store.path().display()))?;
-        } else if listed == self.limit && !output.is_json() {
-            query.limit = 1;
-            if !store.query(&query)?.is_empty() {
-                output.text(&format!("… and more; these are {listed}, --limit 0 lists all."))?;
+        let page = |query: &_| store.summaries(query);
+        let listed = pages(query, page, |drafts| {
+            output.text(&table(drafts))?;
+            for draft in drafts {
+                unreadable.note(draft.id, &draft.unreadable);
             }
+            Ok(())
+        })?;
+        if listed.drafts == 0 && listed.passed_over.is_empty() {
+            // Which database that is: the path may be mistyped.
+            let path = store.path().display().to_string();
+            output.text(&format!("No such drafts in {}.", escape::line(&path)))?;
+        } else if listed.more {
+            output
+                .text(&format!("… and more; these are {}, --limit 0 lists all.", listed.drafts))?;
         }
+        listed.tell(unreadable);
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn print_page(output: Output, page: &[DraftRecord]) -> Result<(), Failure> {
-    if output.is_json() {
-        return page.iter().try_for_each(|record| output.json(record));
+/// What was listed.
+#[derive(Default)]
+struct Listed {
+    drafts: usize,
+    passed_over: Vec<i64>,
+    more: bool,
+}
+
+/// Read page after page, each a short read, until there are as many drafts as were asked for.
+fn pages<R>(
+    mut query: DraftQuery,
+    page: impl Fn(&DraftQuery) -> Result<DraftPage<R>, LibrarianError>,
+    mut print: impl FnMut(&[R]) -> Result<(), Failure>,
+) -> Result<Listed, Failure> {
+    let mut listed = Listed::default();
+    while query.limit > 0 {
+        let page = page(&query)?;
+        if !page.rows.is_empty() {
+            print(&page.rows)?;
+        }
+        let read = page.rows.len() + page.passed_over.len();
+        query.limit = query.limit.saturating_sub(read);
+        query.after_seq = page.next;
+        listed.drafts += page.rows.len();
+        listed.passed_over.extend(page.passed_over);
+        listed.more = page.next.is_some();
+        if !listed.more {
+            break;
+        }
     }
-    if page.is_empty() {
-        return Ok(());
+    Ok(listed)
+}
+
+impl Listed {
+    /// Name on standard error what could not be read.
+    fn tell(&self, unreadable: Unreadable) {
+        for seq in self.passed_over.iter().take(NAMED_UNREADABLE) {
+            say(&format!(
+                "draftq: the draft with seq {seq} is not listed: its id or its state cannot be read"
+            ));
+        }
+        if let Some(more) = self.passed_over.len().checked_sub(NAMED_UNREADABLE + 1) {
+            say(&format!("draftq: … nor {}", count(more + 1, "other draft")));
+        }
+        unreadable.tell();
     }
+}
+
+/// Drafts with columns that cannot be read.
+#[derive(Default)]
+struct Unreadable {
+    first: Vec<(DraftId, String)>,
+    drafts: usize,
+}
+
+impl Unreadable {
+    fn note(&mut self, id: DraftId, columns: &[&str]) {
+        if columns.is_empty() {
+            return;
+        }
+        if self.first.len() < NAMED_UNREADABLE {
+            self.first.push((id, columns.join(", ")));
+        }
+        self.drafts += 1;
+    }
+
+    fn tell(&self) {
+        for (id, columns) in &self.first {
+            say(&format!("draftq: draft {id} cannot be read in full: {columns}"));
+        }
+        if self.drafts > self.first.len() {
+            say(&format!("draftq: … nor {}", count(self.drafts - self.first.len(), "other draft")));
+        }
+    }
+}
+
+fn table(drafts: &[DraftSummary]) -> String {
     let mut sheet = Sheet::new(&["ID", "STATE", "SUBMITTED (UTC)", "FROM", "NOTE"], 3);
-    for record in page {
+    for draft in drafts {
+        let submitted = match draft.unreadable.contains(&"submitted_at") {
+            true => UNREADABLE.to_owned(),
+            false => minute(draft.submitted_at_unix_ms),
+        };
         sheet.row([
-            Cow::from(record.id.to_hex()),
-            Cow::from(record.state.dir_name()),
-            Cow::from(minute(unix_ms(record.metadata.submitted_at))),
-            Cow::from(source(record)),
-            remark(record),
+            Cow::from(draft.id.to_hex()),
+            Cow::from(draft.state.dir_name()),
+            Cow::from(submitted),
+            Cow::from(source(draft)),
+            remark(draft),
         ]);
     }
-    output.text(&sheet.into_text())
+    sheet.into_text()
 }
 
 /// Where a draft came from, in a few words: who, or else what.
-fn source(record: &DraftRecord) -> String {
-    let metadata = &record.metadata;
-    let who = metadata.source_agent.as_deref().unwrap_or(metadata.source_surface.as_str());
-    match &metadata.source_project {
+fn source(draft: &DraftSummary) -> String {
+    let surface = draft.source_surface.map_or(UNREADABLE, DraftSourceSurface::as_str);
+    let who = draft.source_agent.as_deref().unwrap_or(surface);
+    match &draft.source_project {
         Some(project) => format!("{who} in {project}"),
         None => who.to_owned(),
     }
 }
 
 /// What there is to say about a draft: its processor's note, or the error that it is stuck with.
-fn remark(record: &DraftRecord) -> Cow<'_, str> {
-    let error = record.last_error.as_deref().filter(|_| match record.state {
+fn remark(draft: &DraftSummary) -> Cow<'_, str> {
+    let error = draft.last_error.as_deref().filter(|_| match draft.state {
         DraftState::Processing | DraftState::Pending => true,
-        DraftState::Failed => record.decision.is_none(),
+        DraftState::Failed => draft.decision.is_none(),
         _ => false,
     });
-    if let Some(error) = error.filter(|_| record.note.is_none()) {
-        let class = record.last_error_class.as_deref().unwrap_or("error");
+    if let Some(error) = error.filter(|_| draft.note.is_none()) {
+        let class = draft.last_error_class.as_deref().unwrap_or("error");
         let first = error.lines().next().unwrap_or_default();
-        return Cow::from(format!("{class} ({}x): {first}", record.errors));
+        return Cow::from(format!("{class} ({}x): {first}", draft.errors));
     }
-    record.note.as_deref().unwrap_or_default().into()
+    draft.note.as_deref().unwrap_or_default().into()
 }
 
 fn parse_since(text: &str) -> Result<SystemTime, String> {
@@ -151,7 +243,7 @@ fn parse_since(text: &str) -> Result<SystemTime, String> {
     day.or_else(|_| moment())
         .or_else(|_| local())
         .map(SystemTime::from)
-        .map_err(|_| "neither an age such as 2h or 7d nor a time such as 2026-11-20".to_owned())
+        .map_err(|_| "expected an age such as 2h or 7d, or a time such as 2026-11-20".to_owned())
 }
 
 /// Show one draft: where it came from, what became of it, and its text.
@@ -178,25 +270,50 @@ struct ShowDocument<'a> {
     #[serde(flatten)]
     record: &'a DraftRecord,
     history: &'a [HistoryEvent],
-    raw_text: &'a str,
+    /// `null` if it is damaged.
+    raw_text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damaged: Option<String>,
 }
 
 impl Show {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let store = context.store()?;
-        let (record, history, draft) = store.inspect(resolve(&store, &self.id)?)?;
+        let id = resolve(&store, &self.id)?;
+        let (record, history, draft) = match store.inspect(id) {
+            Ok((record, history, draft)) => (record, history, Ok(draft)),
+            // What is known of it is shown all the same; --raw asks for the text alone.
+            Err(LibrarianError::DamagedDraft { id, damage }) if !self.raw => {
+                let (record, history) = store.record(id)?;
+                (record, history, Err(damage))
+            }
+            Err(error) => return Err(error.into()),
+        };
         let output = context.output();
+        let raw_text = draft.as_ref().ok().map(|draft| draft.raw_text());
         if self.raw {
-            output.bytes(draft.raw_text().as_bytes())?;
+            output.bytes(raw_text.unwrap_or_default().as_bytes())?;
         } else if output.is_json() {
-            let raw_text = draft.raw_text();
-            output.json(&ShowDocument { record: &record, history: &history, raw_text })?;
+            let damaged = draft.as_ref().err().map(ToString::to_string);
+            output.json(&ShowDocument { record: &record, history: &history, raw_text, damaged })?;
         } else {
             output.text(&describe(&record))?;
             output.text(&recount(&history))?;
-            output.text(draft.raw_text())?;
+            if let Some(raw_text) = raw_text {
+                output.text(raw_text)?;
+            }
         }
-        Ok(ExitCode::SUCCESS)
+        let mut unreadable = Unreadable::default();
+        let of_history = history.iter().flat_map(|event| &event.unreadable);
+        let of_history: Vec<String> = of_history.map(|name| format!("history.{name}")).collect();
+        let of_history = of_history.iter().map(String::as_str);
+        let columns: Vec<&str> = record.unreadable.iter().copied().chain(of_history).collect();
+        unreadable.note(id, &columns);
+        unreadable.tell();
+        match draft {
+            Ok(_) => Ok(ExitCode::SUCCESS),
+            Err(damage) => Err(LibrarianError::DamagedDraft { id, damage }.into()),
+        }
     }
 }
 
@@ -206,7 +323,6 @@ fn describe(record: &DraftRecord) -> String {
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(text, "{name:<12}{}", escape::line(value));
     };
-    let metadata = &record.metadata;
     line("draft", &record.id.to_hex());
     line("state", record.state.dir_name());
     let optional = [
@@ -218,7 +334,7 @@ fn describe(record: &DraftRecord) -> String {
             line(name, value);
         }
     }
-    line("submitted", &time(unix_ms(metadata.submitted_at)));
+    line("submitted", &time(record.submitted_at_unix_ms));
     let optional = [("claimed", record.claimed_at_unix_ms), ("due", record.due_at_unix_ms)];
     for (name, value) in optional {
         if let Some(value) = value {
@@ -239,20 +355,23 @@ fn describe(record: &DraftRecord) -> String {
             }
         }
     }
-    line("surface", metadata.source_surface.as_str());
+    line("surface", record.source_surface.map_or(UNREADABLE, DraftSourceSurface::as_str));
     let optional = [
-        ("agent", &metadata.source_agent),
-        ("project", &metadata.source_project),
-        ("operator", &metadata.operator),
-        ("provenance", &metadata.provenance_uri),
+        ("agent", &record.source_agent),
+        ("project", &record.source_project),
+        ("operator", &record.operator),
+        ("provenance", &record.provenance_uri),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
             line(name, value);
         }
     }
-    if !metadata.context_tags.is_empty() {
-        line("tags", &metadata.context_tags.join(", "));
+    if !record.context_tags.is_empty() {
+        line("tags", &record.context_tags.join(", "));
+    }
+    if !record.unreadable.is_empty() {
+        line("unreadable", &record.unreadable.join(", "));
     }
     line("text", &count(usize::try_from(record.text_bytes).unwrap_or(usize::MAX), "byte"));
     text
@@ -275,7 +394,7 @@ fn recount(history: &[HistoryEvent]) -> String {
         sheet.row([
             Cow::from(time(event.at_unix_ms)),
             Cow::from(event.event.as_str()),
-            Cow::from(event.to_state.dir_name()),
+            Cow::from(event.to_state.map_or(UNREADABLE, DraftState::dir_name)),
             by,
             what,
         ]);
@@ -334,14 +453,14 @@ pub fn resolve(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
     let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_hexdigit());
     if !digits || prefix.len() > 16 {
         return Err(Failure::not_found(format!(
-            "there is no draft \"{shown}\": an id is 16 hexadecimal digits, or the first few of them"
+            "no draft \"{shown}\": expected an id of 16 hexadecimal digits, or the first few of them"
         )));
     }
     const CANDIDATES: usize = 8;
     let ids = store.ids_with_prefix(&prefix, CANDIDATES + 1)?;
     match ids.as_slice() {
         [] => Err(Failure::not_found(format!(
-            "there is no draft whose id begins with {shown} (in {})",
+            "no draft's id begins with {shown} (database {})",
             store.path().display()
         ))),
         [id] => Ok(*id),
@@ -351,7 +470,7 @@ pub fn resolve(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
                 names.push("…".to_owned());
             }
             Err(Failure::bad_input(format!(
-                "{shown} is the beginning of more than one id: {}",
+                "id {shown} is ambiguous; give more digits of the one you mean: {}",
                 names.join(", ")
             )))
         }

@@ -28,7 +28,13 @@ use self::render::Output;
 /// A durable local inbox for drafts: agents and people submit prose, a processor decides what
 /// becomes of it, and nothing is lost or trusted in between.
 #[derive(Debug, Parser)]
-#[command(name = "draftq", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "draftq",
+    bin_name = "draftq",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 #[command(after_help = "\
 Examples:
   draftq submit --text 'The staging database moved to port 5433.'
@@ -70,6 +76,7 @@ struct Global {
     /// The longest text that is taken in, in bytes.
     #[arg(long, global = true, value_name = "BYTES", default_value_t = DEFAULT_MAX_TEXT_BYTES)]
     #[arg(env = "DRAFTQ_MAX_TEXT_BYTES", hide_env_values = true, value_parser = from_zero::<usize>)]
+    #[arg(allow_negative_numbers = true)]
     max_text_bytes: usize,
 }
 
@@ -160,12 +167,12 @@ impl Context {
 
 /// A number as an argument; the standard library's own errors speak of digits and types.
 fn from_zero<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "it is to be a whole number from 0 up".to_owned())
+    text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
 }
 
 /// The same for a type that has no zero.
 fn from_one<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "it is to be a whole number from 1 up".to_owned())
+    text.parse().map_err(|_| "expected a whole number, 1 or more".to_owned())
 }
 
 /// A wait of so many seconds, or of 136 years: more would be past the end of the clock.

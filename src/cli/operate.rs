@@ -32,24 +32,26 @@ impl Requeue {
             self.ids.iter().map(|id| resolve(&store, id)).collect::<Result<_, _>>()?;
         let requeued = store.requeue(&ids)?;
         let output = context.output();
+        let moved_anyway =
+            |failure: Failure| failure.although("the drafts are requeued all the same");
         if output.is_json() {
-            for draft in &requeued {
-                output.json(draft)?;
-            }
+            output.json_lines(&requeued).map_err(moved_anyway)?;
             return Ok(ExitCode::SUCCESS);
         }
         let idle = requeued.iter().filter(|draft| draft.from == DraftState::Pending).count();
         let moved = count(requeued.len() - idle, "draft");
-        output.text(&match idle {
-            0 => format!("Requeued {moved}."),
-            idle => format!(
-                "Requeued {moved}; {} pending already.",
-                match idle {
-                    1 => "1 was".to_owned(),
-                    idle => format!("{idle} were"),
-                }
-            ),
-        })?;
+        output
+            .text(&match idle {
+                0 => format!("Requeued {moved}."),
+                idle => format!(
+                    "Requeued {moved}; {} pending already.",
+                    match idle {
+                        1 => "1 was".to_owned(),
+                        idle => format!("{idle} were"),
+                    }
+                ),
+            })
+            .map_err(moved_anyway)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -48,6 +48,16 @@ impl Output {
         self.write(&escape::json(&document), "\n")
     }
 
+    /// JSON Lines, written at once.
+    pub fn json_lines<T: Serialize>(self, values: &[T]) -> Result<(), Failure> {
+        let mut lines = String::new();
+        for value in values {
+            lines.push_str(&escape::json(&serde_json::to_string(value)?));
+            lines.push('\n');
+        }
+        self.write(&lines, "")
+    }
+
     /// Lines for a person.
     pub fn text(self, text: &str) -> Result<(), Failure> {
         self.write(&escape::text(text), "\n")
@@ -71,7 +81,15 @@ impl Output {
 /// A table that fits the terminal, or 80 columns where there is none; one line a row.
 pub struct Sheet {
     table: Table,
+    /// Most characters in a cell.
+    longest_cell: usize,
 }
+
+/// The width of a table where there is no terminal.
+const USUAL_WIDTH: u16 = 80;
+
+/// Characters in a cell per column of the table: enough for letters with their combining marks.
+const CHARACTERS_PER_COLUMN: usize = 4;
 
 impl Sheet {
     /// A table with these columns. The first `fixed` columns are never shortened.
@@ -82,9 +100,11 @@ impl Sheet {
             .set_content_arrangement(ContentArrangement::Dynamic)
             .set_truncation_indicator("…")
             .set_header(columns);
-        if !on_terminal() {
-            table.set_width(80);
+        if !on_terminal() || table.width().is_none() {
+            table.set_width(USUAL_WIDTH);
         }
+        let width = table.width().unwrap_or(USUAL_WIDTH);
+        let longest_cell = usize::from(width) * CHARACTERS_PER_COLUMN;
         for (index, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
             // What is shortened is cut where the room ends, not at a space before it.
@@ -95,13 +115,18 @@ impl Sheet {
                 column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(6)));
             }
         }
-        Self { table }
+        Self { table, longest_cell }
     }
 
     /// Add a row; each cell is escaped to one line.
     pub fn row<'a>(&mut self, cells: impl IntoIterator<Item = Cow<'a, str>>) {
-        let cells: Vec<String> =
-            cells.into_iter().map(|cell| escape::line(&cell).into_owned()).collect();
+        let longest = self.longest_cell;
+        let cells: Vec<String> = cells
+            .into_iter()
+            // Before the layout, whose time grows with the square of a cell's length. Before the
+            // escaping as well, which makes a text up to ten times as long.
+            .map(|cell| cut(&escape::line(&cut(&cell, longest)), longest).into_owned())
+            .collect();
         let mut row = Row::from(cells);
         row.max_height(1);
         self.table.add_row(row);
@@ -112,6 +137,14 @@ impl Sheet {
         let lines: Vec<String> =
             self.table.lines().map(|line| line.trim_end().to_owned()).collect();
         lines.join("\n")
+    }
+}
+
+/// The first so many characters, with an ellipsis if there are more.
+fn cut(text: &str, characters: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(characters) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
     }
 }
 

@@ -10,11 +10,13 @@ use std::fmt;
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 
 use super::batch::is_row_fault;
+use super::columns::draft_of;
+use super::finish::record_error;
 use super::registration::RunnerRegistration;
-use super::{DraftStore, draft_columns, draft_of};
+use super::{DraftStore, draft_columns};
 use crate::database::TransactionError;
 use crate::draft::{Draft, DraftId};
-use crate::error::LibrarianError;
+use crate::error::{DraftDamage, LibrarianError};
 
 /// Most bytes of text that are claimed together, if it is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -122,8 +124,8 @@ impl fmt::Debug for ClaimKey {
 pub enum Claimed {
     /// A draft to process.
     Draft(Box<Claim>),
-    /// A draft whose row or text was damaged from outside, so that it cannot be processed. It is
-    /// passed over, so that it does not stop the others.
+    /// A draft that is not what was submitted: its row or text was altered or damaged from outside
+    /// ([`LibrarianError::DamagedDraft`]). It is passed over, so that it does not stop the others.
     Unreadable(DraftId),
 }
 
@@ -317,9 +319,10 @@ pub(super) fn claim(
                 let key = ClaimKey { seq, id, token, runner };
                 Claimed::Draft(Box::new(Claim { key, draft, claims: claims + 1, errors }))
             }
-            (Some(token), Err(reason)) => {
+            (Some(token), Err(damage)) => {
                 let key = ClaimKey { seq, id, token, runner };
-                super::finish::record_damage(connection, &key, &reason, now)?;
+                let error = LibrarianError::DamagedDraft { id, damage };
+                record_error(connection, &key, &error, now)?;
                 Claimed::Unreadable(id)
             }
             (None, _) => Claimed::Unreadable(id),
@@ -335,7 +338,7 @@ struct Ready {
     id: DraftId,
     claims: u64,
     errors: u64,
-    draft: Result<Draft, String>,
+    draft: Result<Draft, DraftDamage>,
 }
 
 /// The next drafts of the snapshot that are to be claimed together.
@@ -375,7 +378,7 @@ fn next_ready(
             id: row.get("id").unwrap_or(DraftId::NONE),
             claims: row.get("claims").unwrap_or_default(),
             errors: row.get("errors").unwrap_or_default(),
-            draft: draft_of(row).map_err(|error| error.to_string()),
+            draft: draft_of(row),
         });
         if suspect {
             return Ok((ready, true, Next::Drafts));

@@ -12,7 +12,7 @@ use super::claim::{Claim, ClaimKey};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::TransactionError;
 use crate::draft::DraftId;
-use crate::error::{LibrarianError, ProcessorError};
+use crate::error::{DraftDamage, LibrarianError};
 use crate::processor::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
 
@@ -95,7 +95,7 @@ impl DraftStore {
 }
 
 fn cannot_change(id: DraftId) -> LibrarianError {
-    LibrarianError::DamagedDraft { id, reason: "its row breaks a rule of the schema" }
+    LibrarianError::DamagedDraft { id, damage: DraftDamage::Row }
 }
 
 /// Move drafts out of `processing`, each guarded by its token; say for each what became of it.
@@ -274,17 +274,6 @@ pub(super) fn record_error(
         Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Record that a claimed draft cannot be read.
-pub(super) fn record_damage(
-    connection: &Connection,
-    key: &ClaimKey,
-    reason: &str,
-    now: i64,
-) -> Result<Stored, TransactionError> {
-    let error = ProcessorError::new("damaged", format!("the stored draft is damaged: {reason}"));
-    record_error(connection, key, &error.into(), now)
 }
 
 /// The move back to pending of a draft that was not begun, or that the machine failed: as if it

@@ -2,7 +2,9 @@
 //! nothing, and says where the first one is.
 
 use std::collections::HashMap;
+use std::io;
 use std::ops::RangeFrom;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
 use serde::Serialize;
@@ -150,15 +152,78 @@ impl DraftStore {
         drafts: impl IntoIterator<Item = &'a Draft>,
     ) -> Result<Vec<Submission>, LibrarianError> {
         let drafts: Vec<&Draft> = drafts.into_iter().collect();
-        for draft in &drafts {
+        Ok(self.submit_timed(&drafts)?.0)
+    }
+
+    /// As [`submit_many`](Self::submit_many); also for how long the write lock was held.
+    pub(super) fn submit_timed(
+        &self,
+        drafts: &[&Draft],
+    ) -> Result<(Vec<Submission>, Duration), LibrarianError> {
+        for draft in drafts {
             draft.check(self.max_text_bytes())?;
         }
         if drafts.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Duration::ZERO));
         }
         let now = self.now_ms();
-        let submissions =
-            self.write("submit drafts", |transaction| insert(transaction, &drafts, now))?;
+        let (submissions, locked) = self.write("submit drafts", |transaction| {
+            let locked = Instant::now();
+            Ok((insert(transaction, drafts, now)?, locked))
+        })?;
+        let held = locked.elapsed();
+        self.notify_of(&submissions);
+        Ok((submissions, held))
+    }
+
+    /// Stage many drafts in one transaction while they are being read: all of them or, when the
+    /// iterator gives an error or the store does, none.
+    ///
+    /// The transaction holds the write lock from before the first draft is asked for until after
+    /// the last: nobody else can write meanwhile. Texts are not kept in memory; what is kept is
+    /// ten bytes a draft, for the answer.
+    ///
+    /// # Errors
+    ///
+    /// The iterator's first error, or as for [`submit`](Self::submit).
+    pub fn submit_while_reading<E: From<LibrarianError>>(
+        &self,
+        drafts: impl IntoIterator<Item = Result<Draft, E>>,
+    ) -> Result<Vec<Submission>, E> {
+        let now = self.now_ms();
+        let mut stopped_by = None;
+        let submissions = self.write("submit drafts", |transaction| {
+            let mut submissions = Vec::new();
+            let mut drafts = drafts.into_iter();
+            loop {
+                let (mut chunk, mut bytes) = (Vec::new(), 0);
+                while chunk.len() < MAX_GROUP && bytes < MAX_BOUND_BYTES {
+                    match drafts.next() {
+                        None => break,
+                        Some(Ok(draft)) => {
+                            draft.check(self.max_text_bytes())?;
+                            bytes += draft.raw_text().len();
+                            chunk.push(draft);
+                        }
+                        Some(Err(error)) => {
+                            stopped_by = Some(error);
+                            // Any error undoes the transaction; this one is not returned.
+                            let stopped = io::Error::from(io::ErrorKind::Interrupted);
+                            return Err(LibrarianError::DraftIo(stopped).into());
+                        }
+                    }
+                }
+                if chunk.is_empty() {
+                    return Ok(submissions);
+                }
+                let chunk: Vec<&Draft> = chunk.iter().collect();
+                submissions.extend(insert(transaction, &chunk, now)?);
+            }
+        });
+        if let Some(error) = stopped_by {
+            return Err(error);
+        }
+        let submissions = submissions?;
         self.notify_of(&submissions);
         Ok(submissions)
     }

@@ -3,6 +3,7 @@
 //! | file | what it does with a draft |
 //! |---|---|
 //! | `intake.rs` | submits it, with others that arrive at the same time (`group.rs`) |
+//! | `batches.rs` | submits it, one of very many |
 //! | `claim.rs` | claims it |
 //! | `finish.rs` | stores its decision or error, and moves it |
 //! | `batch.rs` | does both for many in one transaction |
@@ -11,14 +12,16 @@
 //! | `liveness.rs` | tests whether that runner lives |
 //! | `recovery.rs` | returns it when the runner is dead |
 //! | `wakeup.rs`, `new_work.rs` | wakes a waiting runner for it |
-//! | `view.rs`, `counts.rs` | shows and counts it |
+//! | `view.rs`, `columns.rs`, `counts.rs` | shows and counts it |
 //! | `upkeep.rs` | requeues it for an operator |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
 //! `migrations/0001_drafts.sql`.
 
 pub(crate) mod batch;
+pub mod batches;
 pub mod claim;
+mod columns;
 mod counts;
 pub(crate) mod finish;
 mod group;
@@ -39,11 +42,11 @@ use std::time::{Duration, Instant};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Transaction, params};
 
-use crate::clock::{Clock, from_unix_ms};
+use crate::clock::Clock;
 use crate::database::{
     DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
 };
-use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft, DraftId, DraftMetadata, DraftSourceSurface};
+use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftId, DraftSourceSurface};
 use crate::error::LibrarianError;
 use crate::state::{DraftProcessingDecision, DraftState};
 
@@ -231,24 +234,6 @@ macro_rules! draft_columns {
 }
 pub(crate) use draft_columns;
 
-/// Metadata from a row that has [`draft_columns`].
-fn metadata_of(row: &Row<'_>) -> Result<DraftMetadata, rusqlite::Error> {
-    Ok(DraftMetadata {
-        source_surface: row.get("source_surface")?,
-        source_agent: row.get("source_agent")?,
-        source_project: row.get("source_project")?,
-        operator: row.get("operator")?,
-        provenance_uri: row.get("provenance_uri")?,
-        context_tags: row.get::<_, Tags>("context_tags")?.0,
-        submitted_at: from_unix_ms(row.get("submitted_at")?),
-    })
-}
-
-/// A draft from a row that has [`draft_columns`] and its `raw_text`.
-fn draft_of(row: &Row<'_>) -> Result<Draft, rusqlite::Error> {
-    Ok(Draft::stored(row.get("id")?, row.get("raw_text")?, metadata_of(row)?))
-}
-
 /// A text that may have been damaged from outside; what is not UTF-8 in it is replaced.
 fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite::Error> {
     Ok(match row.get_ref(column)? {
@@ -257,18 +242,6 @@ fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite::Error> {
         }
         _ => String::new(),
     })
-}
-
-/// Tags as the database keeps them: a JSON array of strings.
-struct Tags(Vec<String>);
-
-impl FromSql for Tags {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        match value.as_str()? {
-            "[]" => Ok(Self(Vec::new())),
-            json => serde_json::from_str(json).map(Self).map_err(|_| FromSqlError::InvalidType),
-        }
-    }
 }
 
 fn tags_json(tags: &[String]) -> Result<String, LibrarianError> {

@@ -1,21 +1,37 @@
 //! A draft is looked at. Nothing here writes.
+//!
+//! A row that cannot be read in full is shown as far as it can be read, with the names of the
+//! columns that cannot; it hides no other row.
 
 use std::time::SystemTime;
 
-use rusqlite::{OptionalExtension as _, Row, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
+use super::columns::{Columns, draft_of, verified_draft_of};
 use super::counts;
-use super::{DraftStore, draft_columns, draft_of, metadata_of};
+use super::{DraftStore, draft_columns};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
-use crate::error::LibrarianError;
+use crate::draft::{Draft, DraftId, DraftSourceSurface};
+use crate::error::{DraftDamage, LibrarianError};
 use crate::state::{DraftProcessingDecision, DraftState};
+
+/// Most drafts in one page of a list.
+const MAX_PAGE: usize = 1_000;
+
+/// A page of records ends with the one by which it holds this many bytes or more.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// Of each text in a [`DraftSummary`], at most this many bytes are read.
+const SUMMARY_TEXT_BYTES: usize = 2 * 1024;
 
 /// Everything about a draft but its text. As JSON its names are those of the database's columns;
 /// times are milliseconds since the Unix epoch, UTC.
+///
+/// What cannot be read is `None`, 0 or empty, and named in `unreadable`; of a text that is not
+/// UTF-8 the bad bytes are replaced by U+FFFD.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DraftRecord {
@@ -26,9 +42,20 @@ pub struct DraftRecord {
     pub id: DraftId,
     /// Where the draft is.
     pub state: DraftState,
-    /// Where it came from.
-    #[serde(flatten, serialize_with = "flat_metadata")]
-    pub metadata: DraftMetadata,
+    /// The surface that exposed or submitted it.
+    pub source_surface: Option<DraftSourceSurface>,
+    /// The agent that wrote it.
+    pub source_agent: Option<String>,
+    /// The project it belongs to.
+    pub source_project: Option<String>,
+    /// The person on whose behalf.
+    pub operator: Option<String>,
+    /// A URI, path or event id of the source.
+    pub provenance_uri: Option<String>,
+    /// Free labels.
+    pub context_tags: Vec<String>,
+    /// When it came in, by its submitter's word.
+    pub submitted_at_unix_ms: i64,
     /// Length of its text in bytes of UTF-8.
     pub text_bytes: u64,
     /// When it was claimed, while it is in processing.
@@ -58,26 +85,57 @@ pub struct DraftRecord {
     pub last_error: Option<String>,
     /// When draftq last changed the row.
     pub updated_at_unix_ms: i64,
+    /// The columns that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<&'static str>,
+}
+
+/// What a line about a draft shows. Of long texts only the beginning is read.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DraftSummary {
+    /// Place in the order of submission.
+    pub seq: i64,
+    /// The id.
+    pub id: DraftId,
+    /// Where the draft is.
+    pub state: DraftState,
+    /// The surface that exposed or submitted it.
+    pub source_surface: Option<DraftSourceSurface>,
+    /// The agent that wrote it.
+    pub source_agent: Option<String>,
+    /// The project it belongs to.
+    pub source_project: Option<String>,
+    /// When it came in, by its submitter's word, in milliseconds since the Unix epoch.
+    pub submitted_at_unix_ms: i64,
+    /// How many errors it had since its submission or its last requeue.
+    pub errors: u64,
+    /// The last decision.
+    pub decision: Option<DraftProcessingDecision>,
+    /// The processor's note with it.
+    pub note: Option<String>,
+    /// A short word for the last error.
+    pub last_error_class: Option<String>,
+    /// What the last error said.
+    pub last_error: Option<String>,
+    /// Those of these columns that cannot be read.
+    pub unreadable: Vec<&'static str>,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DraftPage<R> {
+    /// The drafts, in the order asked for.
+    pub rows: Vec<R>,
+    /// The `seq` of drafts that belong here and whose id or state cannot be read.
+    pub passed_over: Vec<i64>,
+    /// Where the next page begins ([`DraftQuery::after_seq`]); `None` if there is nothing more.
+    pub next: Option<i64>,
 }
 
 fn hex<S: Serializer>(id: &DraftId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(id)
-}
-
-fn flat_metadata<S: Serializer>(
-    metadata: &DraftMetadata,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    use serde::ser::SerializeMap as _;
-    let mut map = serializer.serialize_map(None)?;
-    map.serialize_entry("source_surface", &metadata.source_surface)?;
-    map.serialize_entry("source_agent", &metadata.source_agent)?;
-    map.serialize_entry("source_project", &metadata.source_project)?;
-    map.serialize_entry("operator", &metadata.operator)?;
-    map.serialize_entry("provenance_uri", &metadata.provenance_uri)?;
-    map.serialize_entry("context_tags", &metadata.context_tags)?;
-    map.serialize_entry("submitted_at_unix_ms", &unix_ms(metadata.submitted_at))?;
-    map.end()
 }
 
 /// One event of a draft's life; see the `history` table for what the events mean.
@@ -89,14 +147,14 @@ pub struct HistoryEvent {
     pub event: String,
     /// The state before, if there was one.
     pub from_state: Option<DraftState>,
-    /// The state after.
-    pub to_state: DraftState,
+    /// The state after; `None` if it cannot be read.
+    pub to_state: Option<DraftState>,
     /// When, in milliseconds since the Unix epoch.
     pub at_unix_ms: i64,
     /// The runner that claimed, held or lost the claim.
     pub runner: Option<i64>,
     /// The process id of that runner.
-    pub pid: Option<u32>,
+    pub pid: Option<i64>,
     /// The processor's decision.
     pub decision: Option<DraftProcessingDecision>,
     /// The processor's note.
@@ -111,6 +169,9 @@ pub struct HistoryEvent {
     pub repeats: Option<u64>,
     /// Whether the move was typed into a SQL shell.
     pub by_hand: bool,
+    /// The columns that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<&'static str>,
 }
 
 /// Which drafts to list, and in which order.
@@ -130,7 +191,7 @@ pub struct DraftQuery {
     pub since: Option<SystemTime>,
     /// The last submitted first.
     pub newest_first: bool,
-    /// At most this many.
+    /// At most this many; a page may be shorter, and says whether there is more.
     pub limit: usize,
     /// Go on after the draft of this `seq`, in the order asked for.
     pub after_seq: Option<i64>,
@@ -169,22 +230,32 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::DraftNotFound`] if it is not.
+    /// [`LibrarianError::DraftNotFound`] if it is not, [`LibrarianError::DamagedDraft`] if it is
+    /// not what was submitted.
     pub fn load(&self, state: DraftState, id: DraftId) -> Result<Draft, LibrarianError> {
         self.database().statement("load a draft", |connection| {
             let mut statement = connection.prepare_cached(concat!(
                 "SELECT ",
                 draft_columns!(),
-                ", raw_text FROM drafts JOIN draft_texts USING (seq) \
+                ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.id = ?1 AND drafts.state = ?2"
             ))?;
-            let draft = statement.query_row(params![id, state], draft_of).optional()?;
-            draft.ok_or_else(|| LibrarianError::DraftNotFound { state, id }.into())
+            let mut rows = statement.query(params![id, state])?;
+            match rows.next()? {
+                None => Err(LibrarianError::DraftNotFound { state, id }.into()),
+                Some(row) => {
+                    Ok(draft_of(row)
+                        .map_err(|damage| LibrarianError::DamagedDraft { id, damage })?)
+                }
+            }
         })
     }
 
     /// Every draft in this state, in order of submission, texts and all. For long queues,
     /// [`query`](Self::query) gives pages without texts.
+    ///
+    /// A draft that is not what was submitted is left out, with a warning in the log;
+    /// [`load`](Self::load) gives the error.
     ///
     /// # Errors
     ///
@@ -194,64 +265,83 @@ impl DraftStore {
             let mut statement = connection.prepare_cached(concat!(
                 "SELECT ",
                 draft_columns!(),
-                ", raw_text FROM drafts JOIN draft_texts USING (seq) \
+                ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.state = ?1 ORDER BY drafts.seq"
             ))?;
-            let drafts = statement.query_map([state], draft_of)?;
-            Ok(drafts.collect::<Result<_, _>>()?)
+            let mut rows = statement.query([state])?;
+            let mut drafts = Vec::new();
+            while let Some(row) = rows.next()? {
+                match draft_of(row) {
+                    Ok(draft) => drafts.push(draft),
+                    Err(damage) => tracing::warn!(
+                        target: "mimir.librarian.damaged_draft",
+                        seq = row.get::<_, i64>("seq").unwrap_or_default(),
+                        draft_id = row.get::<_, DraftId>("id").ok().map(tracing::field::display),
+                        %damage,
+                        "draft was left out"
+                    ),
+                }
+            }
+            Ok(drafts)
         })
     }
 
-    /// The records that the query asks for, a page of at most `limit`.
+    /// The records that the query asks for, a page at a time: at most `limit`, at most 1,000, and
+    /// not many more bytes than 1 MiB.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
-    pub fn query(&self, query: &DraftQuery) -> Result<Vec<DraftRecord>, LibrarianError> {
-        let states = match query.states.as_slice() {
-            [] => DraftState::ALL.as_slice(),
-            states => states,
-        };
-        // Literals, so that the planner can match them with the partial indexes.
-        let names: Vec<String> =
-            states.iter().map(|state| format!("'{}'", state.dir_name())).collect();
-        let review = if states.iter().all(|state| state.is_terminal()) {
-            " AND state IN ('accepted', 'skipped', 'failed', 'quarantined')"
-        } else {
-            ""
-        };
-        // A bound that is always there is a place to begin in the table; one that may be NULL
-        // is a filter, and every page would read all pages before it.
-        let (compare, order, start) =
-            if query.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
-        let sql = format!(
-            "SELECT {RECORD_COLUMNS} FROM drafts WHERE state IN ({}){review} \
-                 AND seq {compare} :after \
-                 AND (:surface IS NULL OR source_surface = :surface) \
-                 AND (:agent IS NULL OR source_agent = :agent) \
-                 AND (:project IS NULL OR source_project = :project) \
-                 AND (:since IS NULL OR submitted_at >= :since) \
-                 AND (:tag IS NULL OR EXISTS \
-                      (SELECT 1 FROM json_each(context_tags) WHERE value = :tag)) \
-             ORDER BY seq {order} LIMIT :limit",
-            names.join(", ")
-        );
-        self.database().statement("list drafts", |connection| {
-            let mut statement = connection.prepare_cached(&sql)?;
-            let records = statement.query_map(
-                named_params! {
-                    ":after": query.after_seq.unwrap_or(start),
-                    ":surface": query.source_surface.map(DraftSourceSurface::as_str),
-                    ":agent": query.source_agent,
-                    ":project": query.source_project,
-                    ":since": query.since.map(unix_ms),
-                    ":tag": query.tag,
-                    ":limit": i64::try_from(query.limit).unwrap_or(i64::MAX),
-                },
-                record_of,
-            )?;
-            Ok(records.collect::<Result<_, _>>()?)
-        })
+    pub fn query(&self, query: &DraftQuery) -> Result<DraftPage<DraftRecord>, LibrarianError> {
+        self.page(query, RECORD_COLUMNS, record_of, record_bytes)
+    }
+
+    /// The same drafts as [`query`](Self::query) gives, each in the few columns that a line about
+    /// it shows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`query`](Self::query).
+    pub fn summaries(&self, query: &DraftQuery) -> Result<DraftPage<DraftSummary>, LibrarianError> {
+        self.page(query, SUMMARY_COLUMNS, summary_of, |_| 0)
+    }
+
+    /// Two statements, so that a sort, if one is needed, holds numbers and not whole rows, and
+    /// that no more rows are read than the page has.
+    fn page<R>(
+        &self,
+        query: &DraftQuery,
+        columns: &str,
+        row_of: impl Fn(&Row<'_>) -> Result<R, rusqlite::Error>,
+        bytes_of: impl Fn(&R) -> usize,
+    ) -> Result<DraftPage<R>, LibrarianError> {
+        let limit = query.limit.min(MAX_PAGE);
+        let mut page = DraftPage { rows: Vec::new(), passed_over: Vec::new(), next: None };
+        self.database().read("list drafts", |connection| {
+            let mut by_seq = connection
+                .prepare_cached(&format!("SELECT {columns} FROM drafts WHERE seq = ?1"))?;
+            let (mut last, mut read, mut bytes) = (None, 0, 0);
+            each_seq(connection, query, limit + 1, |seq| {
+                if read == limit || bytes >= PAGE_BYTES {
+                    page.next = last.or(query.after_seq);
+                    return Ok(false);
+                }
+                let mut rows = by_seq.query([seq])?;
+                // The rows of one transaction are those of one moment.
+                if let Some(row) = rows.next()? {
+                    match row_of(row) {
+                        Ok(row) => {
+                            bytes += bytes_of(&row);
+                            page.rows.push(row);
+                        }
+                        Err(_) => page.passed_over.push(seq),
+                    }
+                }
+                (last, read) = (Some(seq), read + 1);
+                Ok(true)
+            })
+        })?;
+        Ok(page)
     }
 
     /// The ids that begin with these hexadecimal digits, at most `limit`, in order.
@@ -267,11 +357,17 @@ impl DraftStore {
         self.database().statement("look for an id", |connection| {
             // 'g' follows the last hexadecimal digit.
             let mut statement = connection.prepare_cached(
-                "SELECT id FROM drafts WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id LIMIT ?2",
+                "SELECT id FROM drafts WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id",
             )?;
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let ids = statement.query_map(params![prefix, limit], |row| row.get(0))?;
-            Ok(ids.collect::<Result<_, _>>()?)
+            let mut rows = statement.query([prefix])?;
+            let mut ids = Vec::new();
+            while ids.len() < limit
+                && let Some(row) = rows.next()?
+            {
+                // What is no id cannot be asked for.
+                ids.extend(row.get::<_, DraftId>(0).ok());
+            }
+            Ok(ids)
         })
     }
 
@@ -279,32 +375,38 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::UnknownDraft`] if no draft has this id.
+    /// [`LibrarianError::UnknownDraft`] if no draft has this id; [`LibrarianError::DamagedDraft`]
+    /// if its text or provenance is not what was submitted: then [`record`](Self::record) gives
+    /// the rest.
     pub fn inspect(
         &self,
         id: DraftId,
     ) -> Result<(DraftRecord, Vec<HistoryEvent>, Draft), LibrarianError> {
         self.database().read("show a draft", |connection| {
-            let record = connection
-                .prepare_cached(&format!("SELECT {RECORD_COLUMNS} FROM drafts WHERE id = ?1"))?
-                .query_row([id], record_of)
-                .optional()?
-                .ok_or(LibrarianError::UnknownDraft { id })?;
-            let raw_text = connection
-                .prepare_cached("SELECT raw_text FROM draft_texts WHERE seq = ?1")?
-                .query_row([record.seq], |row| row.get(0))?;
-            let draft = Draft::stored(id, raw_text, record.metadata.clone());
-            let mut statement = connection.prepare_cached(
-                "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
-                        error_class, error, repeats, by_hand \
-                 FROM history LEFT JOIN runners ON runners.id = history.runner \
-                 WHERE draft = ?1 \
-                 ORDER BY history.seq",
-            )?;
-            let events = statement.query_map([record.seq], event_of)?;
-            let events = events.collect::<Result<_, _>>()?;
+            let (record, events) = record(connection, id)?;
+            let mut statement = connection.prepare_cached(concat!(
+                "SELECT ",
+                draft_columns!(),
+                ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) WHERE drafts.id = ?1"
+            ))?;
+            let mut rows = statement.query([id])?;
+            let draft = match rows.next()? {
+                None => return Err(LibrarianError::UnknownDraft { id }.into()),
+                Some(row) => verified_draft_of(row),
+            };
+            let (draft, _) = draft.map_err(|damage| LibrarianError::DamagedDraft { id, damage })?;
             Ok((record, events, draft))
         })
+    }
+
+    /// Record and history of one draft, without its text.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::UnknownDraft`] if no draft has this id; [`LibrarianError::DamagedDraft`]
+    /// if its state cannot be read.
+    pub fn record(&self, id: DraftId) -> Result<(DraftRecord, Vec<HistoryEvent>), LibrarianError> {
+        self.database().read("show a draft", |connection| record(connection, id))
     }
 
     /// Counts over the whole store. What they cost does not grow with it.
@@ -331,25 +433,24 @@ impl DraftStore {
                     "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
                 )?
                 .query_row([], |row| row.get(0))?;
-            let next_due_unix_ms = connection
-                .prepare_cached(
-                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
-                     WHERE state = 'pending' AND due_at > 0",
-                )?
-                .query_row([], |row| row.get(0))?;
-            let oldest_ready_unix_ms = connection
-                .prepare_cached(
-                    "SELECT submitted_at FROM drafts INDEXED BY drafts_ready \
-                     WHERE state = 'pending' AND due_at = 0 ORDER BY seq LIMIT 1",
-                )?
-                .query_row([], |row| row.get(0))
-                .optional()?;
-            let oldest_claim_unix_ms = connection
-                .prepare_cached(
-                    "SELECT min(claimed_at) FROM drafts INDEXED BY drafts_in_flight \
-                     WHERE state = 'processing'",
-                )?
-                .query_row([], |row| row.get(0))?;
+            let number = |sql| -> Result<Option<i64>, TransactionError> {
+                let mut statement = connection.prepare_cached(sql)?;
+                let mut rows = statement.query([])?;
+                // What is no number is none: it is not to hide the other counts.
+                Ok(rows.next()?.and_then(|row| row.get(0).ok().flatten()))
+            };
+            let next_due_unix_ms = number(
+                "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
+                 WHERE state = 'pending' AND due_at > 0",
+            )?;
+            let oldest_ready_unix_ms = number(
+                "SELECT submitted_at FROM drafts INDEXED BY drafts_ready \
+                 WHERE state = 'pending' AND due_at = 0 ORDER BY seq LIMIT 1",
+            )?;
+            let oldest_claim_unix_ms = number(
+                "SELECT min(claimed_at) FROM drafts INDEXED BY drafts_in_flight \
+                 WHERE state = 'processing'",
+            )?;
             Ok(StoreStats {
                 drafts: states.iter().map(|entry| entry.1).sum(),
                 states,
@@ -363,58 +464,178 @@ impl DraftStore {
     }
 }
 
+/// Go through the `seq` of the drafts that the query asks for, in its order, at most `most`, for
+/// as long as the body wants more.
+fn each_seq(
+    connection: &Connection,
+    query: &DraftQuery,
+    most: usize,
+    mut body: impl FnMut(i64) -> Result<bool, TransactionError>,
+) -> Result<(), TransactionError> {
+    // Literals, so that the planner can match them with the partial indexes.
+    let names: Vec<String> =
+        query.states.iter().map(|state| format!("'{}'", state.dir_name())).collect();
+    let states = match query.states.as_slice() {
+        // Also what is in no state that there is.
+        [] => String::new(),
+        states if states.iter().all(|state| state.is_terminal()) => format!(
+            "state IN ({}) AND state IN ('accepted', 'skipped', 'failed', 'quarantined') AND ",
+            names.join(", ")
+        ),
+        _ => format!("state IN ({}) AND ", names.join(", ")),
+    };
+    // A bound that is always there is a place to begin in the table; one that may be NULL
+    // is a filter, and every page would read all pages before it.
+    let (compare, order, start) =
+        if query.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT seq FROM drafts WHERE {states}seq {compare} :after \
+             AND (:surface IS NULL OR source_surface = :surface) \
+             AND (:agent IS NULL OR source_agent = :agent) \
+             AND (:project IS NULL OR source_project = :project) \
+             AND (:since IS NULL OR submitted_at >= :since) \
+             AND (:tag IS NULL OR CASE WHEN json_valid(context_tags) THEN EXISTS \
+                  (SELECT 1 FROM json_each(context_tags) WHERE value = :tag) END) \
+         ORDER BY seq {order} LIMIT :most"
+    ))?;
+    let mut rows = statement.query(named_params! {
+        ":after": query.after_seq.unwrap_or(start),
+        ":surface": query.source_surface.map(DraftSourceSurface::as_str),
+        ":agent": query.source_agent,
+        ":project": query.source_project,
+        ":since": query.since.map(unix_ms),
+        ":tag": query.tag,
+        ":most": i64::try_from(most).unwrap_or(i64::MAX),
+    })?;
+    while let Some(row) = rows.next()? {
+        if !body(row.get(0)?)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn record(
+    connection: &Connection,
+    id: DraftId,
+) -> Result<(DraftRecord, Vec<HistoryEvent>), TransactionError> {
+    let record = connection
+        .prepare_cached(&format!("SELECT {RECORD_COLUMNS} FROM drafts WHERE id = ?1"))?
+        .query_row([id], |row| Ok(record_of(row)))
+        .optional()?
+        .ok_or(LibrarianError::UnknownDraft { id })?;
+    // Its id was found, so it is the state.
+    let record = record.map_err(|_| LibrarianError::DamagedDraft {
+        id,
+        damage: DraftDamage::Unreadable { column: "state" },
+    })?;
+    let mut statement = connection.prepare_cached(
+        "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
+                error_class, error, repeats, by_hand \
+         FROM history LEFT JOIN runners ON runners.id = history.runner \
+         WHERE draft = ?1 \
+         ORDER BY history.seq",
+    )?;
+    let events = statement.query_map([record.seq], |row| Ok(event_of(row)))?;
+    let events = events.collect::<Result<_, _>>()?;
+    Ok((record, events))
+}
+
 const RECORD_COLUMNS: &str = concat!(
     draft_columns!(),
     ", state, text_bytes, claimed_at, owner, due_at, claims, errors, crashes, defers, decision, note, \
        output, last_error_class, last_error, updated_at"
 );
 
+const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source_agent, source_project, \
+     submitted_at, errors, decision, note, last_error_class, last_error";
+
+/// The record of a row; an error only if its id or state cannot be read.
 fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
+    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let mut columns = Columns::of(row);
     Ok(DraftRecord {
-        seq: row.get("seq")?,
-        id: row.get("id")?,
-        state: row.get("state")?,
-        metadata: metadata_of(row)?,
-        text_bytes: row.get("text_bytes")?,
-        claimed_at_unix_ms: row.get("claimed_at")?,
-        owner: row.get("owner")?,
-        due_at_unix_ms: Some(row.get("due_at")?).filter(|due_at| *due_at > 0),
-        claims: row.get("claims")?,
-        errors: row.get("errors")?,
-        crashes: row.get("crashes")?,
-        defers: row.get("defers")?,
-        decision: row.get("decision")?,
-        note: row.get("note")?,
-        output: json_of(row, "output")?,
-        last_error_class: row.get("last_error_class")?,
-        last_error: row.get("last_error")?,
-        updated_at_unix_ms: row.get("updated_at")?,
+        seq,
+        id,
+        state,
+        source_surface: columns.value("source_surface"),
+        source_agent: columns.text("source_agent"),
+        source_project: columns.text("source_project"),
+        operator: columns.text("operator"),
+        provenance_uri: columns.text("provenance_uri"),
+        context_tags: columns.tags("context_tags"),
+        submitted_at_unix_ms: columns.number("submitted_at"),
+        text_bytes: columns.number("text_bytes"),
+        claimed_at_unix_ms: columns.optional("claimed_at"),
+        owner: columns.optional("owner"),
+        due_at_unix_ms: columns.value("due_at").filter(|due_at| *due_at > 0),
+        claims: columns.number("claims"),
+        errors: columns.number("errors"),
+        crashes: columns.number("crashes"),
+        defers: columns.number("defers"),
+        decision: columns.optional("decision"),
+        note: columns.text("note"),
+        output: columns.json("output"),
+        last_error_class: columns.text("last_error_class"),
+        last_error: columns.text("last_error"),
+        updated_at_unix_ms: columns.number("updated_at"),
+        unreadable: columns.into_unreadable(),
     })
 }
 
-fn event_of(row: &Row<'_>) -> Result<HistoryEvent, rusqlite::Error> {
-    Ok(HistoryEvent {
-        event: row.get("event")?,
-        from_state: row.get("from_state")?,
-        to_state: row.get("to_state")?,
-        at_unix_ms: row.get("at")?,
-        runner: row.get("runner")?,
-        pid: row.get("pid")?,
-        decision: row.get("decision")?,
-        note: row.get("note")?,
-        output: json_of(row, "output")?,
-        error_class: row.get("error_class")?,
-        error: row.get("error")?,
-        repeats: row.get("repeats")?,
-        by_hand: row.get("by_hand")?,
+/// About how much memory a record takes.
+fn record_bytes(record: &DraftRecord) -> usize {
+    let texts = [
+        &record.source_agent,
+        &record.source_project,
+        &record.operator,
+        &record.provenance_uri,
+        &record.note,
+        &record.last_error_class,
+        &record.last_error,
+    ];
+    let texts = texts.into_iter().flatten().chain(&record.context_tags).map(String::len);
+    let output = record.output.as_ref().map_or(0, |output| output.get().len());
+    size_of::<DraftRecord>() + output + texts.sum::<usize>()
+}
+
+/// The summary of a row; an error only if its id or state cannot be read.
+fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error> {
+    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let mut columns = Columns::of(row);
+    Ok(DraftSummary {
+        seq,
+        id,
+        state,
+        source_surface: columns.value("source_surface"),
+        source_agent: columns.text_start("source_agent", SUMMARY_TEXT_BYTES),
+        source_project: columns.text_start("source_project", SUMMARY_TEXT_BYTES),
+        submitted_at_unix_ms: columns.number("submitted_at"),
+        errors: columns.number("errors"),
+        decision: columns.optional("decision"),
+        note: columns.text_start("note", SUMMARY_TEXT_BYTES),
+        last_error_class: columns.text_start("last_error_class", SUMMARY_TEXT_BYTES),
+        last_error: columns.text_start("last_error", SUMMARY_TEXT_BYTES),
+        unreadable: columns.into_unreadable(),
     })
 }
 
-/// JSON that was checked when it was stored.
-fn json_of(row: &Row<'_>, column: &str) -> Result<Option<Box<RawValue>>, rusqlite::Error> {
-    let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
-    RawValue::from_string(text).map(Some).map_err(|_| {
-        let position = row.as_ref().column_index(column).unwrap_or_default();
-        rusqlite::Error::InvalidColumnType(position, column.to_owned(), rusqlite::types::Type::Text)
-    })
+fn event_of(row: &Row<'_>) -> HistoryEvent {
+    let mut columns = Columns::of(row);
+    HistoryEvent {
+        event: columns.text("event").unwrap_or_default(),
+        from_state: columns.optional("from_state"),
+        to_state: columns.value("to_state"),
+        at_unix_ms: columns.number("at"),
+        runner: columns.optional("runner"),
+        pid: columns.optional("pid"),
+        decision: columns.optional("decision"),
+        note: columns.text("note"),
+        output: columns.json("output"),
+        error_class: columns.text("error_class"),
+        error: columns.text("error"),
+        repeats: columns.optional("repeats"),
+        by_hand: columns.number("by_hand"),
+        unreadable: columns.into_unreadable(),
+    }
 }

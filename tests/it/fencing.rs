@@ -119,7 +119,7 @@ fn lose_claims(rounds: u64) {
         let (record, events, _) = store.inspect(draft.id()).unwrap();
         let [late] = &events[events_before..] else { panic!("one event more, not {events:?}") };
         assert_eq!(late.event, "refused");
-        assert_eq!((late.from_state, late.to_state), (Some(record.state), record.state));
+        assert_eq!((late.from_state, late.to_state), (Some(record.state), Some(record.state)));
         assert!(!late.by_hand);
         match late.decision {
             Some(kept) => {

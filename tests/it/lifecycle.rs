@@ -78,7 +78,7 @@ impl Bench {
     fn state(&self, draft: &Draft) -> DraftState {
         let query = DraftQuery { limit: 100, ..DraftQuery::default() };
         let records = self.store.query(&query).unwrap();
-        records.iter().find(|record| record.id == draft.id()).unwrap().state
+        records.rows.iter().find(|record| record.id == draft.id()).unwrap().state
     }
 }
 

@@ -261,7 +261,9 @@ fn requeue_brings_finished_drafts_back_or_none() {
 fn hostile() -> String {
     let controls = (1..0xa0).filter_map(char::from_u32).filter(|c| c.is_control());
     let bidi = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202e}\u{2066}\u{2069}";
-    controls.chain(bidi.chars()).collect::<String>() + "\u{1b}]0;title\u{7}\u{1b}[2J'\"\\"
+    let invisible = "\u{ad}\u{180e}\u{200b}\u{2028}\u{2029}\u{2060}\u{3164}\u{feff}\u{e0041}";
+    controls.chain(bidi.chars()).chain(invisible.chars()).collect::<String>()
+        + "\u{1b}]0;title\u{7}\u{1b}[2J'\"\\"
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn starved(times: usize) -> (Starved, Arc<AtomicUsize>) {
 
 fn charged(store: &DraftStore) -> (u64, u64, u64) {
     let draft = store.query(&draftq::store::view::DraftQuery { limit: 1, ..Default::default() });
-    let record = draft.unwrap().remove(0);
+    let record = draft.unwrap().rows.remove(0);
     (record.claims, record.errors, record.crashes)
 }
 

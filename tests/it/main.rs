@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 #![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]
 
+mod batches;
 mod damaged_rows;
 mod deferrals;
 mod evidence;
@@ -16,7 +17,9 @@ mod look;
 mod machine;
 mod model;
 mod opening;
+mod output;
 mod privacy;
+mod reading;
 mod readme;
 mod run;
 mod schema;

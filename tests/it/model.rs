@@ -626,7 +626,7 @@ impl World {
             after_seq: self.random.bool().then(|| self.random.i64(0..500)),
             ..DraftQuery::default()
         };
-        let said: Vec<_> = ok(store.query(&query))?.iter().map(|record| record.seq).collect();
+        let said: Vec<_> = ok(store.query(&query))?.rows.iter().map(|record| record.seq).collect();
         let mut model: Vec<&Entry> = self.entries.iter().collect();
         if query.newest_first {
             model.reverse();
@@ -713,7 +713,7 @@ impl World {
             .map(|event| Event {
                 event: event.event,
                 from: event.from_state,
-                to: event.to_state,
+                to: event.to_state.unwrap(),
                 at: event.at_unix_ms,
                 runner: event.runner,
                 decision: event.decision,

@@ -326,7 +326,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
     match store.query(&all) {
         Ok(records) => {
-            for record in records.iter().take(20) {
+            for record in records.rows.iter().take(20) {
                 note(store.inspect(record.id).map(|_| ()));
             }
         }

@@ -234,7 +234,7 @@ fn envelopes_take_what_they_leave_out_from_the_flags() {
 }
 
 #[test]
-fn bad_lines_are_named_and_all_or_nothing_goes_in() {
+fn bad_lines_are_named_and_what_stands_before_them_goes_in() {
     let sandbox = Sandbox::new();
     let mut lines = Vec::new();
     lines.extend_from_slice(b"{\"raw_text\":\"good one\"}\n");
@@ -248,22 +248,38 @@ fn bad_lines_are_named_and_all_or_nothing_goes_in() {
     lines.extend_from_slice(b"[\"canary\"]\n");
     lines.extend_from_slice(b"{\"raw_text\":\"good two\"}");
 
-    let ran = sandbox.draftq_reading(["submit", "--jsonl", "-"], &lines);
-    assert_eq!(ran.expect(65).out(), "");
-    let named: Vec<&str> = ran.err().lines().filter(|line| line.contains(", line ")).collect();
-    assert_eq!(named.len(), 7, "{}", ran.err());
-    for (line, number) in named.iter().zip([2, 4, 5, 6, 7, 8, 9]) {
-        assert!(line.contains(&format!("standard input, line {number}: ")), "{line}");
-    }
-    assert!(ran.err().contains("--skip-bad"), "{}", ran.err());
-    assert!(!ran.err().contains("canary"), "{}", ran.err());
-    assert_eq!(total(&sandbox), 0);
-
-    let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", "--skip-bad"], &lines);
     let expected = ["good one", "good two"].map(|text| draft(text).id().to_hex());
+    for (flag, taken) in [("--atomic", 0), ("--format=json", 1)] {
+        let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", flag], &lines);
+        assert_eq!(ids(ran.expect(65)), expected[..taken]);
+        let named: Vec<&str> = ran.err().lines().filter(|line| line.contains(", line ")).collect();
+        assert_eq!(named.len(), 7, "{}", ran.err());
+        for (line, number) in named.iter().zip([2, 4, 5, 6, 7, 8, 9]) {
+            assert!(line.contains(&format!("standard input, line {number}: ")), "{line}");
+        }
+        let last = ran.err().lines().last().unwrap();
+        let kept = match taken {
+            0 => "nothing was taken",
+            _ => "1 draft before that is stored; submit the file again",
+        };
+        for part in ["7 bad lines, the first is line 2", kept, "--skip-bad"] {
+            assert!(last.contains(part), "{last}");
+        }
+        assert!(!ran.err().contains("canary"), "{}", ran.err());
+        assert_eq!(total(&sandbox), taken as u64);
+    }
+
+    // What was taken before does no harm.
+    let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", "--skip-bad"], &lines);
     assert_eq!(ids(ran.expect(0)), expected);
+    assert_eq!(
+        ran.lines().iter().map(|it| it["created"] == true).collect::<Vec<_>>(),
+        [false, true]
+    );
     assert!(ran.err().contains("line 9"), "{}", ran.err());
     assert_eq!(total(&sandbox), 2);
+    let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", "--skip-bad", "--atomic"], &lines);
+    assert_eq!(ids(ran.expect(0)), expected);
 }
 
 #[test]
@@ -301,7 +317,7 @@ fn an_empty_jsonl_file_is_nothing_to_do() {
 }
 
 #[test]
-fn one_transaction_takes_thousands() {
+fn thousands_come_in_their_order() {
     let sandbox = Sandbox::new();
     let lines: String =
         (0..2000).map(|number| format!("{{\"raw_text\":\"draft {number}\"}}\n")).collect();
