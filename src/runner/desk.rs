@@ -17,14 +17,15 @@ use std::time::{Duration, Instant};
 use tracing::{Dispatch, Span, dispatcher};
 
 use super::{DraftRunItem, DraftRunSummary, RunReport, Runner, lock};
+use crate::database::retry_while_busy;
 use crate::draft::DraftId;
 use crate::error::LibrarianError;
 use crate::processor::{DraftProcessor, Outcome};
 use crate::store::claim::{Claim, Claimed, Exchanged, PendingSnapshot, Settled};
 
-/// How often a move is tried while the database is busy: each try waits as long as the store
-/// does, and behind it may stand an hour of a model's work.
-const BUSY_TRIES: u32 = 12;
+/// For how long a move is tried again while the database is busy: behind it may stand an hour of
+/// a model's work.
+const BUSY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a verdict waits for others to share its commit. The promise is 5 ms, and the clerk
 /// may be woken late.
@@ -238,7 +239,11 @@ impl<'r> Desk<'r> {
         let exchange = || {
             let registration = self.runner.registration()?;
             let store = &self.runner.store;
-            while_busy(|| store.exchange(&registration, &settled, &released, &snapshot, want))
+            let began = Instant::now();
+            retry_while_busy(
+                || began.elapsed() < BUSY_PATIENCE,
+                || store.exchange(&registration, &settled, &released, &snapshot, want),
+            )
         };
         let exchanged = match exchange() {
             Err(LibrarianError::RunnerEnded { .. }) => {
@@ -467,18 +472,6 @@ fn wait<'t>(
     };
     let left = until.saturating_duration_since(Instant::now());
     condvar.wait_timeout(tray, left).unwrap_or_else(PoisonError::into_inner).0
-}
-
-fn while_busy<T>(
-    mut attempt: impl FnMut() -> Result<T, LibrarianError>,
-) -> Result<T, LibrarianError> {
-    for _ in 1..BUSY_TRIES {
-        match attempt() {
-            Err(LibrarianError::Busy { .. }) => {}
-            settled => return settled,
-        }
-    }
-    attempt()
 }
 
 #[cfg(test)]

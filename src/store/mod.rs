@@ -26,7 +26,7 @@ pub(crate) mod wakeup;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Transaction, params};
@@ -190,7 +190,17 @@ impl DraftStore {
         doing: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.database().write(doing, |transaction| {
+        self.write_since(Instant::now(), doing, body)
+    }
+
+    /// As [`write`](Self::write), for a caller that has waited since `began`.
+    fn write_since<T>(
+        &self,
+        began: Instant,
+        doing: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        self.database().write(began, doing, |transaction| {
             let value = body(transaction)?;
             tally::keep_up(transaction)?;
             Ok(value)
