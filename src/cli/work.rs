@@ -269,6 +269,7 @@ impl Watch {
             }
             let report = runner.run(&mut ready.processors, SystemTime::now());
             self.print(output, ready.name, &report, begun.elapsed())?;
+            waiter.found_work(report.summary.did_something());
             if let Some(error) = &report.stopped_by {
                 complain(error);
             }

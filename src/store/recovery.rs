@@ -54,6 +54,13 @@ impl Drop for RunnerRegistration {
     }
 }
 
+/// Which runners to ask after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    All,
+    OwnersOfClaims,
+}
+
 struct RunnerRow {
     id: i64,
     host: String,
@@ -126,7 +133,7 @@ impl DraftStore {
         let stale_before = unix_ms(stale_before);
         let (mut dead, mut gone, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let here = Here::new();
-        for runner in self.runners_to_ask_after()? {
+        for runner in self.runners_to_ask_after(Asked::All)? {
             match self.liveness_of(&runner, &here) {
                 Liveness::Alive => {}
                 Liveness::Dead => dead.push(runner.id),
@@ -196,7 +203,9 @@ impl DraftStore {
     /// Whether a runner is dead whose claims nobody has taken back yet.
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
         let here = Here::new();
-        let runners = self.runners_to_ask_after()?;
+        // Whether one is dead that owns nothing can wait until the next run: with many waiting
+        // runners, to test all locks takes much more time than to wait does.
+        let runners = self.runners_to_ask_after(Asked::OwnersOfClaims)?;
         Ok(runners.iter().any(|runner| self.liveness_of(runner, &here) == Liveness::Dead))
     }
 
@@ -209,21 +218,22 @@ impl DraftStore {
     }
 
     /// Runners that have not said that they ended, and those that own a claim all the same.
-    fn runners_to_ask_after(&self) -> Result<Vec<RunnerRow>, LibrarianError> {
+    fn runners_to_ask_after(&self, asked: Asked) -> Result<Vec<RunnerRow>, LibrarianError> {
         self.database().read("look for dead runners", |connection| {
             let mut statement = connection.prepare_cached(
                 "WITH owners AS (SELECT DISTINCT owner FROM drafts INDEXED BY drafts_in_flight \
                                  WHERE state = 'processing' AND owner IS NOT NULL) \
                  SELECT id, host, boot_id, lock_file, 0 AS ended, \
                         id IN (SELECT owner FROM owners) AS has_claims \
-                 FROM runners WHERE ended_at IS NULL \
+                 FROM runners \
+                 WHERE ended_at IS NULL AND (?1 OR id IN (SELECT owner FROM owners)) \
                  UNION ALL \
                  SELECT owner, coalesce(host, ''), coalesce(boot_id, ''), \
                         coalesce(lock_file, ''), ended_at IS NOT NULL, 1 \
                  FROM owners LEFT JOIN runners ON id = owner \
                  WHERE id IS NULL OR ended_at IS NOT NULL",
             )?;
-            let rows = statement.query_map([], |row| {
+            let rows = statement.query_map([asked == Asked::All], |row| {
                 Ok(RunnerRow {
                     id: row.get("id")?,
                     host: row.get("host")?,
