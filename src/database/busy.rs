@@ -231,3 +231,73 @@ pub(super) fn wait_for_lock(count: i32) -> bool {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn wait(directory: &Path, lasted: Duration) -> Wait {
+        let began = Instant::now().checked_sub(lasted).unwrap();
+        Wait::new(&Files::new(&directory.join("q.db")), LIMIT, began)
+    }
+
+    #[test]
+    fn a_wait_ends_when_nobody_makes_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!wait(directory.path(), Duration::ZERO).is_over());
+        assert!(wait(directory.path(), LIMIT).is_over());
+    }
+
+    #[test]
+    fn a_write_to_the_database_or_its_wal_is_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["q.db", "q.db-wal"] {
+            let mut wait = wait(directory.path(), Duration::ZERO);
+            assert!(!wait.is_over());
+            std::thread::sleep(LIMIT);
+            fs::write(directory.path().join(name), name).unwrap();
+            assert!(!wait.is_over(), "{name} was written");
+            std::thread::sleep(LIMIT);
+            assert!(wait.is_over(), "{name} was not written again");
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_however_much_progress_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut wait = wait(directory.path(), LIMIT * MAX_TIMEOUTS);
+        wait.idle_since = Instant::now();
+        assert!(wait.is_over());
+    }
+
+    #[test]
+    fn the_busy_handler_does_what_it_was_last_told() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(wait_for_lock(0), "it waits if nothing was said");
+        waiting(&wait(directory.path(), Duration::ZERO), || {
+            assert!(wait_for_lock(0));
+            failing(|| assert!(!wait_for_lock(0)));
+            assert!(wait_for_lock(1));
+        });
+        waiting(&wait(directory.path(), LIMIT), || assert!(!wait_for_lock(0)));
+        assert!(wait_for_lock(0));
+        assert!(!wait_for_lock(85));
+    }
+
+    #[test]
+    fn tries_are_not_used_up_at_once() {
+        let begun = Instant::now();
+        let mut tries = 0;
+        let result: Result<(), _> = retry_while_busy(
+            || begun.elapsed() < Duration::from_millis(200),
+            || {
+                tries += 1;
+                Err(LibrarianError::Busy { path: "q.db".into(), waited: Duration::ZERO })
+            },
+        );
+        assert!(matches!(result, Err(LibrarianError::Busy { .. })));
+        assert!((2..20).contains(&tries), "{tries} tries");
+    }
+}

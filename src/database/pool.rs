@@ -210,4 +210,28 @@ mod tests {
         });
         drop(pooled);
     }
+
+    #[test]
+    fn a_connection_of_the_pool_waits_for_as_long_as_the_store_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let holder = Connection::open(&path).unwrap();
+        holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        let busy_timeout = Duration::from_millis(200);
+        let connector = Connector {
+            path: path.clone(),
+            files: Files::new(&path),
+            busy_timeout,
+            manager: SqliteConnectionManager::file(&path).with_flags(open_flags()),
+            last_error: LastError::default(),
+        };
+        let begun = Instant::now();
+        // r2d2 connects on a thread of its own.
+        let failed = std::thread::scope(|scope| {
+            scope.spawn(|| connector.connect().is_err()).join().unwrap()
+        });
+        assert!(failed);
+        let waited = begun.elapsed();
+        assert!((busy_timeout..Duration::from_secs(3)).contains(&waited), "{waited:?}");
+    }
 }

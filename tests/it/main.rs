@@ -20,4 +20,5 @@ mod schema;
 mod submit;
 mod sweep;
 mod telemetry;
+mod waiting;
 mod watch;
