@@ -39,9 +39,14 @@ const STALL: Duration = Duration::from_millis(250);
 /// How often the holder of the turn touches the file while it polls.
 const TOUCH_INTERVAL: Duration = Duration::from_millis(60);
 
-/// How many writes in a row ask for the turn first, after one has found the write lock taken.
-/// So a process that writes again and again does not overtake those that wait.
-const POLITE_WRITES: u32 = 16;
+/// For how many writes a process heeds the turn after it has found the write lock taken: so one
+/// that writes again and again lets those go first that wait.
+const HEEDING_WRITES: u32 = 16;
+
+/// It asks for the turn before one in so many of them. If it always did, the lock would stay
+/// free after each transaction for as long as the next process takes to wake up, which on a
+/// loaded machine is longer than the transaction.
+const ASK_FIRST: u32 = 4;
 
 /// Most threads of this process that wait in the kernel. One that has given up waits on until
 /// the holder of the turn goes on or ends.
@@ -54,8 +59,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct WriterQueue {
     files: Arc<Files>,
-    /// How many more writes ask for the turn first.
-    polite: AtomicU32,
+    /// How many more writes heed the turn.
+    heeding: AtomicU32,
 }
 
 /// The turn, until it is dropped.
@@ -90,7 +95,7 @@ enum Waited<T> {
 
 impl WriterQueue {
     pub(super) fn new(files: &Arc<Files>) -> Self {
-        Self { files: Arc::clone(files), polite: AtomicU32::new(0) }
+        Self { files: Arc::clone(files), heeding: AtomicU32::new(0) }
     }
 
     /// Call `attempt` until it does not fail as busy, or the wait is over. It runs with a busy
@@ -102,8 +107,11 @@ impl WriterQueue {
         mut attempt: impl FnMut() -> Result<T, TransactionError>,
     ) -> Result<(T, Option<Turn>), TransactionError> {
         let mut attempt = || busy::failing(&mut attempt);
-        let polite = self.polite.load(Ordering::Relaxed);
-        if polite == 0 {
+        let heeding = self.heeding.load(Ordering::Relaxed);
+        if heeding > 0 {
+            self.heeding.store(heeding - 1, Ordering::Relaxed);
+        }
+        if heeding == 0 || !heeding.is_multiple_of(ASK_FIRST) {
             match attempt() {
                 Err(error) if is_busy(&error) => {}
                 done => return Ok((done?, None)),
@@ -111,9 +119,7 @@ impl WriterQueue {
             if wait.is_over() {
                 return Err(wait.busy());
             }
-            self.polite.store(POLITE_WRITES, Ordering::Relaxed);
-        } else {
-            self.polite.store(polite - 1, Ordering::Relaxed);
+            self.heeding.store(HEEDING_WRITES, Ordering::Relaxed);
         }
         let turn = match self.wait_for_turn(wait, &mut attempt) {
             Waited::Turn(turn) => Some(turn),
@@ -134,7 +140,7 @@ impl WriterQueue {
                 Err(error) if is_busy(&error) => {}
                 done => return Ok((done?, turn)),
             }
-            self.polite.store(POLITE_WRITES, Ordering::Relaxed);
+            self.heeding.store(HEEDING_WRITES, Ordering::Relaxed);
             if wait.is_over() {
                 return Err(wait.busy());
             }
