@@ -23,6 +23,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// How often to ask whether the other runners live.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(900);
 
+/// The longest delay before a waiting runner looks for work that it was notified of, if others
+/// have taken the work every time before.
+const LONGEST_DELAY: Duration = Duration::from_millis(100);
+
 /// The kernel tells that a lock file was closed a moment before it frees the lock.
 const LOCK_RELEASE: Duration = Duration::from_millis(2);
 
@@ -47,6 +51,10 @@ pub struct Waiter {
     inotify: Option<Inotify>,
     mark: i64,
     next_liveness: Instant,
+    /// How many times in a row others have taken the work that this runner was notified of.
+    misses: u32,
+    /// Whether the last wait ended because of a notification.
+    notified: bool,
 }
 
 impl Waiter {
@@ -59,8 +67,10 @@ impl Waiter {
     /// and [`LibrarianError::Untrusted`] if the runners directory cannot be used.
     pub fn new(store: &DraftStore) -> Result<Self, LibrarianError> {
         let inotify = store.listen()?;
+        let next_liveness = Instant::now();
+        let store = store.clone();
         let mut waiter =
-            Self { store: store.clone(), inotify, mark: 0, next_liveness: Instant::now() };
+            Self { store, inotify, mark: 0, next_liveness, misses: 0, notified: false };
         waiter.mark()?;
         Ok(waiter)
     }
@@ -79,6 +89,17 @@ impl Waiter {
         Ok(())
     }
 
+    /// Say whether the run after a wait found work. Where many runners wait, all are notified of
+    /// each draft and one gets it; those that did not get the last ones look a little later than
+    /// those that did, at another moment each, and one look answers several notifications.
+    pub fn found_work(&mut self, found: bool) {
+        if found {
+            self.misses = 0;
+        } else if self.notified {
+            self.misses = self.misses.saturating_add(1);
+        }
+    }
+
     /// Wait until there may be work, until the deadline, or until an end is asked for.
     ///
     /// # Errors
@@ -92,6 +113,7 @@ impl Waiter {
     ) -> Result<Wake, LibrarianError> {
         let mut next_look = Instant::now();
         let mut due = None;
+        self.notified = false;
         loop {
             let now = Instant::now();
             if cancellation.is_cancelled() {
@@ -110,6 +132,8 @@ impl Waiter {
                 if new_work.work {
                     return Ok(Wake::Work);
                 }
+                self.found_work(false);
+                self.notified = false;
                 self.mark = new_work.last_event;
                 due = new_work.next_due_ms.map(|due_ms| {
                     let left = due_ms.saturating_sub(self.store.clock().now_ms()).max(0);
@@ -125,10 +149,22 @@ impl Waiter {
             let until = [Some(deadline), due, Some(next_look), Some(self.next_liveness)];
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
             match self.wait_for_event(until) {
-                Event::Notified => return Ok(Wake::Work),
+                Event::Notified => {
+                    self.let_others_go_first();
+                    next_look = Instant::now();
+                    self.notified = true;
+                }
                 Event::RunnerEnded => self.next_liveness = Instant::now() + LOCK_RELEASE,
                 Event::None => {}
             }
+        }
+    }
+
+    fn let_others_go_first(&self) {
+        // The first misses may be of work that came in during this runner's own run.
+        if let Some(doublings) = self.misses.checked_sub(3) {
+            let longest = Duration::from_micros(500 << doublings.min(12)).min(LONGEST_DELAY);
+            std::thread::sleep(longest.mul_f32(fastrand::f32()));
         }
     }
 

@@ -271,6 +271,7 @@ impl Watch {
             }
             let report = runner.run(&mut ready.processors, SystemTime::now());
             self.print(output, ready.name, &report, begun.elapsed())?;
+            waiter.found_work(report.summary.did_something());
             let stopped_by = report.stopped_by.map(outlive).transpose()?;
             iterations -= 1;
             if iterations == 0 {

@@ -1,43 +1,260 @@
-//! Waiting for the write lock.
+//! How long to wait for others' locks, and how often to try.
+//!
+//! A time-out counts from the last sign that other writers make progress: a crowd that is served
+//! one after the other is waited for, a single one that keeps the lock is not. Reads, and what
+//! opens a connection, wait in SQLite's busy handler. Writes do not: they wait in the queue of
+//! `turn.rs`, and while they try SQLite's lock the handler returns at once.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rusqlite::ErrorCode;
+
+use super::error::TransactionError;
+use super::runners_directory::RunnersDirectory;
+use super::trust::{Owner, with_suffix};
+use crate::error::LibrarianError;
 
 /// How long a connection waits for others' locks unless it is configured otherwise.
 pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-thread_local! {
-    /// How long the connection in this thread's hands may wait, and since when it has been
-    /// waiting: SQLite hands a busy handler no more than a count.
-    static WAIT_LIMIT: Cell<Duration> = const { Cell::new(DEFAULT_BUSY_TIMEOUT) };
-    static WAITING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+/// However much progress the others make, a wait ends after so many times the time-out.
+pub(super) const MAX_TIMEOUTS: u32 = 12;
+
+/// How often a wait checks whether others have made progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The database and its WAL, whose metadata shows that somebody has committed. Asking for it
+/// opens nothing: closing a descriptor of the database would drop SQLite's locks.
+#[derive(Debug)]
+pub(super) struct Files {
+    database: PathBuf,
+    owner: Owner,
 }
 
-/// How long this thread waits for locks from now on.
-pub(super) fn set_wait_limit(limit: Duration) {
-    WAIT_LIMIT.set(limit);
-}
+type Stamp = (u64, u64, i64, i64);
 
-/// A busy handler: wait for others' locks, less the longer it has lasted.
-///
-/// SQLite's own handler waits longer each time, so that who has waited long looks seldom and
-/// starves behind newcomers who look often. This one turns that round: the first looks are a
-/// millisecond apart, later ones closer, so that age wins. The jitter keeps two waiters from
-/// looking in step.
-pub(super) fn wait_for_lock(count: i32) -> bool {
-    let now = Instant::now();
-    let since = WAITING_SINCE.get().filter(|_| count > 0).unwrap_or(now);
-    WAITING_SINCE.set(Some(since));
-    let waited = now.duration_since(since);
-    if waited >= WAIT_LIMIT.get() {
-        return false;
+impl Files {
+    /// Of the database at this resolved path.
+    pub(super) fn new(database: &Path, owner: Owner) -> Arc<Self> {
+        Arc::new(Self { database: database.to_owned(), owner })
     }
-    let micros = match waited.as_millis() {
-        0..5 => 1_000,
-        5..20 => 500,
-        20..100 => 250,
-        _ => 100,
-    };
+
+    /// The runners directory, created if it is not there.
+    pub(super) fn runners_directory(&self) -> Result<RunnersDirectory, LibrarianError> {
+        RunnersDirectory::open_or_create(&RunnersDirectory::path_beside(&self.database), self.owner)
+    }
+
+    /// What changes when somebody writes.
+    fn stamps(&self) -> [Option<Stamp>; 2] {
+        [&self.database, &with_suffix(&self.database, "-wal")].map(|path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+        })
+    }
+}
+
+/// One wait for others' locks.
+#[derive(Debug, Clone)]
+pub(super) struct Wait {
+    files: Arc<Files>,
+    limit: Duration,
+    began: Instant,
+    /// Since when nobody has made progress, as far as this wait has seen.
+    idle_since: Instant,
+    last_look: Option<(Instant, [Option<Stamp>; 2])>,
+    tries: u32,
+}
+
+impl Wait {
+    /// A wait that has lasted since `began`, for at most `limit` without progress.
+    pub(super) fn new(files: &Arc<Files>, limit: Duration, began: Instant) -> Self {
+        let files = Arc::clone(files);
+        Self { files, limit, began, idle_since: began, last_look: None, tries: 0 }
+    }
+
+    /// Whether to give up: nobody has made progress for as long as the limit, or the wait has
+    /// lasted for [`MAX_TIMEOUTS`] times the limit.
+    pub(super) fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        let is_idle = |since: Instant| now.duration_since(since) >= self.limit;
+        let looks = match &self.last_look {
+            Some((last, _)) => {
+                now.duration_since(*last) >= PROGRESS_INTERVAL || is_idle(self.idle_since)
+            }
+            None => true,
+        };
+        if looks && !self.limit.is_zero() {
+            let stamps = self.files.stamps();
+            if self.last_look.is_some_and(|(_, seen)| seen != stamps) {
+                self.idle_since = now;
+            }
+            self.last_look = Some((now, stamps));
+        }
+        now.duration_since(self.idle_since) >= self.limit
+            || now.duration_since(self.began) >= self.limit.saturating_mul(MAX_TIMEOUTS)
+    }
+
+    /// How long to sleep at most before the next [`is_over`](Self::is_over).
+    pub(super) fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.idle_since.elapsed())
+    }
+
+    /// Sleep before the next try, longer each time and never in step with others: so a crowd
+    /// that cannot queue does not fill the processors.
+    pub(super) fn back_off(&mut self, longest: Duration) {
+        let pause = Duration::from_micros(250 << self.tries.min(12)).min(longest);
+        self.tries += 1;
+        sleep_about(pause.min(self.left().max(Duration::from_millis(1))));
+    }
+
+    /// What the wait fails with.
+    pub(super) fn busy(&self) -> TransactionError {
+        let millis = self.began.elapsed().max(self.limit).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let waited = match millis {
+            // Nobody is helped by the milliseconds.
+            1_000.. => Duration::from_secs(millis / 1_000),
+            _ => Duration::from_millis(millis),
+        };
+        LibrarianError::Busy { path: self.files.database.clone(), waited }.into()
+    }
+}
+
+/// Sleep for this long, give or take a half.
+pub(super) fn sleep_about(pause: Duration) {
+    let micros = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX).max(2);
     std::thread::sleep(Duration::from_micros(micros / 2 + fastrand::u64(0..micros)));
-    true
+}
+
+/// Whether this is another's lock, so that to try again may help.
+pub(super) fn is_busy(error: &TransactionError) -> bool {
+    matches!(
+        error,
+        TransactionError::Sqlite(error) if matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::FileLockingProtocolFailed)
+        )
+    )
+}
+
+/// What the busy handler does on this thread: SQLite hands it no more than a count.
+#[derive(Debug)]
+enum Handler {
+    /// Nobody has said: wait for the default time-out.
+    Unset,
+    /// Do not wait.
+    Fail,
+    Wait(Wait),
+}
+
+thread_local! {
+    static HANDLER: RefCell<Handler> = const { RefCell::new(Handler::Unset) };
+}
+
+/// Longest pause of the busy handler. Two hundred that wait cost a sixth of a core.
+const HANDLER_PAUSE: Duration = Duration::from_millis(100);
+
+/// Call this with a busy handler that waits as `wait` says.
+pub(super) fn waiting<T>(wait: &Wait, body: impl FnOnce() -> T) -> T {
+    with_handler(Handler::Wait(wait.clone()), body)
+}
+
+/// Call this with a busy handler that does not wait.
+pub(super) fn failing<T>(body: impl FnOnce() -> T) -> T {
+    with_handler(Handler::Fail, body)
+}
+
+fn with_handler<T>(handler: Handler, body: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Handler>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            if let Some(before) = self.0.take() {
+                HANDLER.replace(before);
+            }
+        }
+    }
+    let _restore = Restore(Some(HANDLER.replace(handler)));
+    body()
+}
+
+/// The busy handler of every connection.
+pub(super) fn wait_for_lock(count: i32) -> bool {
+    HANDLER.with_borrow_mut(|handler| match handler {
+        Handler::Fail => false,
+        Handler::Wait(wait) => {
+            if wait.is_over() {
+                return false;
+            }
+            if count == 0 {
+                wait.tries = 0;
+            }
+            wait.back_off(HANDLER_PAUSE);
+            true
+        }
+        // The pauses add up to the default time-out, about.
+        Handler::Unset => {
+            sleep_about(Duration::from_micros(250 << count.clamp(0, 8)));
+            count < 85
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    fn wait(directory: &Path, lasted: Duration) -> Wait {
+        let began = Instant::now().checked_sub(lasted).unwrap();
+        Wait::new(&Files::new(&directory.join("q.db"), Owner::caller()), LIMIT, began)
+    }
+
+    #[test]
+    fn a_wait_ends_when_nobody_makes_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!wait(directory.path(), Duration::ZERO).is_over());
+        assert!(wait(directory.path(), LIMIT).is_over());
+    }
+
+    #[test]
+    fn a_write_to_the_database_or_its_wal_is_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["q.db", "q.db-wal"] {
+            let mut wait = wait(directory.path(), Duration::ZERO);
+            assert!(!wait.is_over());
+            std::thread::sleep(LIMIT);
+            fs::write(directory.path().join(name), name).unwrap();
+            assert!(!wait.is_over(), "{name} was written");
+            std::thread::sleep(LIMIT);
+            assert!(wait.is_over(), "{name} was not written again");
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_however_much_progress_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut wait = wait(directory.path(), LIMIT * MAX_TIMEOUTS);
+        wait.idle_since = Instant::now();
+        assert!(wait.is_over());
+    }
+
+    #[test]
+    fn the_busy_handler_does_what_it_was_last_told() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(wait_for_lock(0), "it waits if nothing was said");
+        waiting(&wait(directory.path(), Duration::ZERO), || {
+            assert!(wait_for_lock(0));
+            failing(|| assert!(!wait_for_lock(0)));
+            assert!(wait_for_lock(1));
+        });
+        waiting(&wait(directory.path(), LIMIT), || assert!(!wait_for_lock(0)));
+        assert!(wait_for_lock(0));
+        assert!(!wait_for_lock(85));
+    }
 }

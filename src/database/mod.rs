@@ -9,7 +9,8 @@
 //! | `schema.rs` | creates and migrates the schema |
 //! | `connection.rs` | opens and configures one connection |
 //! | `pool.rs` | leases connections to threads |
-//! | `busy.rs` | waits for the write lock |
+//! | `busy.rs` | how long to wait for others' locks |
+//! | `turn.rs` | the queue of writers that wait for the write lock |
 //! | `error.rs` | turns an SQLite error into one of this crate's |
 //!
 //! Three rules hold for everything that uses this module. Every writing transaction takes the
@@ -27,15 +28,19 @@ mod pool;
 mod runners_directory;
 mod schema;
 mod trust;
+mod turn;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+use self::busy::{Files, Wait};
 use self::error::classify;
 use self::pool::Connections;
+use self::turn::WriterQueue;
 use crate::error::LibrarianError;
 
 pub(crate) use self::busy::DEFAULT_BUSY_TIMEOUT;
@@ -52,6 +57,8 @@ const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 pub(crate) struct Database {
     path: PathBuf,
     owner: Owner,
+    files: Arc<Files>,
+    queue: WriterQueue,
     connections: Connections,
     busy_timeout: Duration,
 }
@@ -78,13 +85,18 @@ impl Database {
         })?;
         let (path, owner) = file::create_private(&path)?;
         file::recognise(&path)?;
-        busy::set_wait_limit(busy_timeout);
-        let first = open_first(&path, busy_timeout)
+        let files = Files::new(&path, owner);
+        let queue = WriterQueue::new(&files);
+        // A file that is there and in use needs no lock but for reading. The first start, and
+        // the first after a crash, need the file for themselves.
+        let mut wait = Wait::new(&files, busy_timeout, Instant::now());
+        let (first, _turn) = queue
+            .run(&mut wait, || open_first(&path))
             .map_err(|error| classify(error, &path, busy_timeout, "open"))?;
         // Once more, for what was put beside the file since, and before anything is stored.
         file::inspect(&path)?;
-        let connections = Connections::new(first, &path, connections, busy_timeout);
-        Ok(Self { path, owner, connections, busy_timeout })
+        let connections = Connections::new(first, &path, connections, busy_timeout, &files);
+        Ok(Self { path, owner, files, queue, connections, busy_timeout })
     }
 
     /// The file's absolute path, all links followed.
@@ -104,28 +116,44 @@ impl Database {
         doing: &'static str,
         body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.transact(doing, TransactionBehavior::Deferred, |transaction| body(transaction))
+        self.statement(doing, |connection| {
+            let transaction =
+                Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
     }
 
-    /// Write within one transaction that holds the write lock from its start. When this returns
-    /// `Ok`, what was written survives power loss.
+    /// Read with one statement, which is a transaction by itself.
+    pub(crate) fn statement<T>(
+        &self,
+        doing: &'static str,
+        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        let attempt = || {
+            let mut wait = self.wait(Instant::now());
+            let connection = self.connections.lease(&mut wait)?;
+            busy::waiting(&wait, || body(&connection))
+        };
+        attempt().map_err(|error| self.classify(error, doing))
+    }
+
+    /// Write within one transaction that holds the write lock from its start, for a caller that
+    /// has waited since `began`. When this returns `Ok`, what was written survives power loss.
     pub(crate) fn write<T>(
         &self,
+        began: Instant,
         doing: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.transact(doing, TransactionBehavior::Immediate, body)
-    }
-
-    fn transact<T>(
-        &self,
-        doing: &'static str,
-        behavior: TransactionBehavior,
-        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
-    ) -> Result<T, LibrarianError> {
-        let attempt = || -> Result<T, TransactionError> {
-            let mut connection = self.connections.lease()?;
-            let transaction = connection.transaction_with_behavior(behavior)?;
+        let attempt = || {
+            let mut wait = self.wait(began);
+            let connection = self.connections.lease(&mut wait)?;
+            let immediate = TransactionBehavior::Immediate;
+            let (transaction, _turn) = self
+                .queue
+                .run(&mut wait, || Ok(Transaction::new_unchecked(&connection, immediate)?))?;
             let value = body(&transaction)?;
             transaction.commit()?;
             Ok(value)
@@ -133,14 +161,31 @@ impl Database {
         attempt().map_err(|error| self.classify(error, doing))
     }
 
-    /// Run one statement, which is a transaction by itself.
-    pub(crate) fn statement<T>(
+    /// Write with one statement, which is a transaction by itself, and with what belongs to it.
+    /// `body` is called again if it fails as busy, and must have changed nothing then. When this
+    /// returns `Ok`, what was written survives power loss.
+    pub(crate) fn write_statement<T>(
         &self,
+        began: Instant,
         doing: &'static str,
-        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+        mut body: impl FnMut(&Connection) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        let attempt = || body(&*self.connections.lease()?);
+        let mut attempt = || {
+            let mut wait = self.wait(began);
+            let connection = self.connections.lease(&mut wait)?;
+            let (value, _turn) = self.queue.run(&mut wait, || body(&connection))?;
+            Ok(value)
+        };
         attempt().map_err(|error| self.classify(error, doing))
+    }
+
+    /// How long a call waits before it fails as busy, if nobody else makes progress.
+    pub(crate) fn busy_timeout(&self) -> Duration {
+        self.busy_timeout
+    }
+
+    fn wait(&self, began: Instant) -> Wait {
+        Wait::new(&self.files, self.busy_timeout, began)
     }
 
     fn classify(&self, error: TransactionError, doing: &'static str) -> LibrarianError {
@@ -148,8 +193,8 @@ impl Database {
     }
 }
 
-/// Open the connection that creates or migrates the schema.
-fn open_first(path: &Path, busy_timeout: Duration) -> Result<Connection, TransactionError> {
+/// Open the connection that creates or migrates the schema. It does not wait for locks.
+fn open_first(path: &Path) -> Result<Connection, TransactionError> {
     let mut connection = connection::connect(path)?;
     // The newest version may be in the WAL, where `recognise` does not see it. A file that is
     // refused for it must not be checkpointed when this connection closes.
@@ -157,6 +202,6 @@ fn open_first(path: &Path, busy_timeout: Duration) -> Result<Connection, Transac
     connection.set_db_config(checkpoint, true)?;
     schema::migrate(&mut connection, path)?;
     connection.set_db_config(checkpoint, false)?;
-    connection::configure(&connection, path, busy_timeout)?;
+    connection::configure(&connection, path, Duration::ZERO)?;
     Ok(connection)
 }

@@ -10,10 +10,9 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::busy;
+use super::busy::{self, Files, Wait};
 use super::connection::{configure, harden, open_flags};
 use super::error::TransactionError;
-use crate::error::LibrarianError;
 
 /// How often a thread that waits for a connection of the pool checks whether the first is free.
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -28,6 +27,7 @@ pub(super) struct Connections {
     others: OnceLock<Pool<Connector>>,
     limit: u32,
     last_connect_error: LastError,
+    files: Arc<Files>,
     busy_timeout: Duration,
 }
 
@@ -59,21 +59,26 @@ impl DerefMut for Lease<'_> {
 
 impl Connections {
     /// At most `limit` connections, and never fewer than two, of which `first` is one.
-    pub(super) fn new(first: Connection, path: &Path, limit: u32, busy_timeout: Duration) -> Self {
+    pub(super) fn new(
+        first: Connection,
+        path: &Path,
+        limit: u32,
+        busy_timeout: Duration,
+        files: &Arc<Files>,
+    ) -> Self {
         Self {
             path: path.to_owned(),
             first: Mutex::new(first),
             others: OnceLock::new(),
             limit,
             last_connect_error: LastError::default(),
+            files: Arc::clone(files),
             busy_timeout,
         }
     }
 
-    /// Wait for a free connection, for at most the busy time-out.
-    pub(super) fn lease(&self) -> Result<Lease<'_>, TransactionError> {
-        busy::set_wait_limit(self.busy_timeout);
-        let begun = Instant::now();
+    /// Wait for a free connection.
+    pub(super) fn lease(&self, wait: &mut Wait) -> Result<Lease<'_>, TransactionError> {
         loop {
             match self.first.try_lock() {
                 Ok(connection) => return Ok(Lease::First(connection)),
@@ -88,7 +93,7 @@ impl Connections {
             if let Ok(connection) = pool.get_timeout(FIRST_CHECK_INTERVAL) {
                 return Ok(Lease::Pooled(connection));
             }
-            if begun.elapsed() >= self.busy_timeout {
+            if wait.is_over() {
                 break;
             }
         }
@@ -96,10 +101,7 @@ impl Connections {
         Err(match error {
             Some(error) => TransactionError::Sqlite(error),
             // All connections were in use for as long as a thread waits for a lock.
-            None => TransactionError::Ours(LibrarianError::Busy {
-                path: self.path.clone(),
-                waited: self.busy_timeout,
-            }),
+            None => wait.busy(),
         })
     }
 
@@ -107,6 +109,7 @@ impl Connections {
     fn pool(&self) -> Pool<Connector> {
         let connector = Connector {
             path: self.path.clone(),
+            files: Arc::clone(&self.files),
             busy_timeout: self.busy_timeout,
             manager: SqliteConnectionManager::file(&self.path).with_flags(open_flags()),
             last_error: Arc::clone(&self.last_connect_error),
@@ -132,6 +135,7 @@ type LastError = Arc<Mutex<Option<rusqlite::Error>>>;
 #[derive(Debug)]
 pub(super) struct Connector {
     path: PathBuf,
+    files: Arc<Files>,
     busy_timeout: Duration,
     manager: SqliteConnectionManager,
     /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
@@ -143,7 +147,10 @@ impl ManageConnection for Connector {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> Result<Connection, rusqlite::Error> {
-        let ready = self.manager.connect().and_then(|connection| {
+        // On a thread of the pool, where nobody else has said how long to wait.
+        let wait = Wait::new(&self.files, self.busy_timeout, Instant::now());
+        let ready = busy::waiting(&wait, || {
+            let connection = self.manager.connect()?;
             harden(&connection)?;
             match configure(&connection, &self.path, self.busy_timeout) {
                 Ok(()) => Ok(connection),
@@ -174,6 +181,7 @@ impl ManageConnection for Connector {
 
 #[cfg(test)]
 mod tests {
+    use crate::database::trust::Owner;
     use super::*;
 
     #[test]
@@ -181,16 +189,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drafts.db");
         let first = Connection::open(&path).unwrap();
-        let connections = Connections::new(first, &path, 2, Duration::from_secs(20));
-        let first = connections.lease().unwrap();
-        let pooled = connections.lease().unwrap();
+        let files = Files::new(&path, Owner::caller());
+        let limit = Duration::from_secs(20);
+        let connections = Connections::new(first, &path, 2, limit, &files);
+        let mut wait = Wait::new(&files, limit, Instant::now());
+        let mut waiting_thread = wait.clone();
+        let first = connections.lease(&mut wait).unwrap();
+        let pooled = connections.lease(&mut wait).unwrap();
         assert!(matches!((&first, &pooled), (Lease::First(_), Lease::Pooled(_))));
         std::thread::scope(|scope| {
             let (begun, waits) = std::sync::mpsc::channel();
             let connections = &connections;
             let waiting = scope.spawn(move || {
                 begun.send(()).unwrap();
-                matches!(connections.lease(), Ok(Lease::First(_)))
+                matches!(connections.lease(&mut waiting_thread), Ok(Lease::First(_)))
             });
             waits.recv().unwrap();
             // The pool's connection stays leased for longer than anybody would wait for it.
@@ -198,5 +210,29 @@ mod tests {
             assert!(waiting.join().unwrap());
         });
         drop(pooled);
+    }
+
+    #[test]
+    fn a_connection_of_the_pool_waits_for_as_long_as_the_store_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let holder = Connection::open(&path).unwrap();
+        holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        let busy_timeout = Duration::from_millis(200);
+        let connector = Connector {
+            path: path.clone(),
+            files: Files::new(&path, Owner::caller()),
+            busy_timeout,
+            manager: SqliteConnectionManager::file(&path).with_flags(open_flags()),
+            last_error: LastError::default(),
+        };
+        let begun = Instant::now();
+        // r2d2 connects on a thread of its own.
+        let failed = std::thread::scope(|scope| {
+            scope.spawn(|| connector.connect().is_err()).join().unwrap()
+        });
+        assert!(failed);
+        let waited = begun.elapsed();
+        assert!((busy_timeout..Duration::from_secs(3)).contains(&waited), "{waited:?}");
     }
 }

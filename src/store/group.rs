@@ -1,11 +1,16 @@
 //! Group commit: threads of one process that submit at the same time share a transaction.
 //!
-//! Who comes first leads. Who comes while it waits for the disk lays its draft down and waits; the
-//! next leader, one of them, writes for all. Nobody waits for the sake of others: a submit that
-//! is alone commits alone, at once.
+//! The first thread commits as leader. Threads that arrive meanwhile queue; the next leader, one
+//! of them, commits for all of them. No thread waits for the sake of others: a submit that is
+//! alone commits alone, at once.
+//!
+//! Each thread's time-out counts from its own arrival. When a leader fails because the database
+//! is busy, those that have waited for as long as the time-out fail with it; the others lead with
+//! the time that they have left.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::intake::Submission;
 use crate::draft::Draft;
@@ -30,28 +35,35 @@ struct State {
     waiting: Vec<(u64, Draft)>,
     /// What became of those that were taken along; `None` if their leader failed.
     served: HashMap<u64, Option<Submission>>,
+    /// How many leaders have failed because the database was busy.
+    busy_leaders: u64,
 }
 
 /// What a thread that joins has to do.
 #[derive(Debug)]
 pub(super) enum Role {
-    /// Submit the draft, and those that are waiting.
-    Leader,
+    /// Submit the draft, and those that are waiting. The thread has waited since its arrival.
+    Leader { arrived: Instant },
     /// Nothing: another did.
     Served(Submission),
+    /// Fail as busy: this is how long the thread has waited, and the leader waited in vain.
+    Busy { waited: Duration },
 }
 
 impl Group {
-    /// Come with a draft; returns when it is durable, or when it is this thread's turn to lead.
-    pub(super) fn join(&self, draft: &Draft) -> Role {
+    /// Come with a draft; returns when it is durable, when it is this thread's turn to lead, or
+    /// when the database was busy for longer than `limit`.
+    pub(super) fn join(&self, draft: &Draft, limit: Duration) -> Role {
+        let arrived = Instant::now();
         let mut state = self.lock();
         if !state.led {
             state.led = true;
-            return Role::Leader;
+            return Role::Leader { arrived };
         }
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting.push((ticket, draft.clone()));
+        let mut busy_leaders = state.busy_leaders;
         loop {
             state.followers += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -62,10 +74,20 @@ impl Group {
                 Some(None) => state.waiting.push((ticket, draft.clone())),
                 None => {}
             }
+            let waited = arrived.elapsed();
+            if state.busy_leaders != busy_leaders && waited >= limit {
+                // If its draft is with another leader by now, it must hear from that one.
+                let before = state.waiting.len();
+                state.waiting.retain(|(waiting, _)| *waiting != ticket);
+                if state.waiting.len() < before {
+                    return Role::Busy { waited };
+                }
+            }
+            busy_leaders = state.busy_leaders;
             if !state.led {
                 state.led = true;
                 state.waiting.retain(|(waiting, _)| *waiting != ticket);
-                return Role::Leader;
+                return Role::Leader { arrived };
             }
         }
     }
@@ -102,6 +124,11 @@ impl<'g> Lead<'g> {
     /// Tell those that were taken along.
     pub(super) fn serve(self, served: impl Iterator<Item = (u64, Option<Submission>)>) {
         self.0.lock().served.extend(served);
+    }
+
+    /// Tell all that wait that the database was busy for as long as this leader could wait.
+    pub(super) fn fail_busy(&self) {
+        self.0.lock().busy_leaders += 1;
     }
 }
 

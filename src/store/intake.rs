@@ -51,15 +51,22 @@ impl DraftStore {
     /// of bounds; [`LibrarianError::Busy`] and [`LibrarianError::Database`] from the database.
     pub fn submit(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
         draft.check(self.max_text_bytes())?;
-        match self.inner.group.join(draft) {
+        match self.inner.group.join(draft, self.database().busy_timeout()) {
             Role::Served(submission) => Ok(submission),
-            Role::Leader => {
+            Role::Busy { waited } => {
+                Err(LibrarianError::Busy { path: self.path().to_owned(), waited })
+            }
+            Role::Leader { arrived } => {
                 let lead = Lead::new(&self.inner.group);
                 let come = self.inner.group.take_waiting(MAX_GROUP - 1);
                 if come.is_empty() {
-                    self.submit_alone(draft)
+                    let submission = self.submit_alone(draft, arrived);
+                    if matches!(submission, Err(LibrarianError::Busy { .. })) {
+                        lead.fail_busy();
+                    }
+                    submission
                 } else {
-                    self.submit_together(draft, come, lead)
+                    self.submit_together(draft, come, lead, arrived)
                 }
             }
         }
@@ -67,31 +74,32 @@ impl DraftStore {
 
     /// One statement is a transaction by itself, and the cheapest: what it may have to undo, the
     /// end of the transaction undoes, and it need not be noted down.
-    fn submit_alone(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
+    fn submit_alone(&self, draft: &Draft, arrived: Instant) -> Result<Submission, LibrarianError> {
         let now = self.now_ms();
         let id = draft.id();
-        let submission = self.database().statement("submit a draft", |connection| {
-            let mut statement = connection.prepare_cached(
-                "INSERT INTO submissions (id, submitted_at, source_surface, source_agent, \
+        let submission =
+            self.database().write_statement(arrived, "submit a draft", |connection| {
+                let mut statement = connection.prepare_cached(
+                    "INSERT INTO submissions (id, submitted_at, source_surface, source_agent, \
                      source_project, operator, provenance_uri, context_tags, updated_at, \
                      raw_text, revision) \
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-            )?;
-            let mut parameters = 1..;
-            bind_draft(&mut statement, &mut parameters, draft, now)?;
-            bind(&mut statement, &mut parameters, &[&draft.raw_text()])?;
-            loop {
-                let before = connection.total_changes();
-                statement.raw_execute()?;
-                if connection.total_changes() > before {
-                    return Ok(Submission { id, state: DraftState::Pending, created: true });
+                )?;
+                let mut parameters = 1..;
+                bind_draft(&mut statement, &mut parameters, draft, now)?;
+                bind(&mut statement, &mut parameters, &[&draft.raw_text()])?;
+                loop {
+                    let before = connection.total_changes();
+                    statement.raw_execute()?;
+                    if connection.total_changes() > before {
+                        return Ok(Submission { id, state: DraftState::Pending, created: true });
+                    }
+                    // The trigger passes over an id that is there; unless it is deleted by now.
+                    if let Some(state) = state_of(connection, id)? {
+                        return Ok(Submission { id, state, created: false });
+                    }
                 }
-                // The trigger passes over an id that is there; unless it is deleted by now.
-                if let Some(state) = state_of(connection, id)? {
-                    return Ok(Submission { id, state, created: false });
-                }
-            }
-        })?;
+            })?;
         self.notify_of(&[submission]);
         Ok(submission)
     }
@@ -109,9 +117,10 @@ impl DraftStore {
         draft: &Draft,
         mut followers: Vec<(u64, Draft)>,
         lead: Lead<'_>,
+        arrived: Instant,
     ) -> Result<Submission, LibrarianError> {
         let now = self.now_ms();
-        let submissions = self.write("submit a draft", |transaction| {
+        let submissions = self.write_since(arrived, "submit a draft", |transaction| {
             let drafts: Vec<&Draft> =
                 [draft].into_iter().chain(followers.iter().map(|(_, draft)| draft)).collect();
             let mut submissions = insert(transaction, &drafts, now)?;
@@ -136,6 +145,9 @@ impl DraftStore {
                 Ok(own)
             }
             Err(error) => {
+                if matches!(error, LibrarianError::Busy { .. }) {
+                    lead.fail_busy();
+                }
                 lead.serve(tickets.map(|ticket| (ticket, None)));
                 Err(error)
             }

@@ -204,7 +204,17 @@ impl DraftStore {
         doing: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.database().write(doing, body)
+        self.write_since(Instant::now(), doing, body)
+    }
+
+    /// As [`write`](Self::write), for a caller that has waited since `began`.
+    fn write_since<T>(
+        &self,
+        began: Instant,
+        doing: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        self.database().write(began, doing, body)
     }
 
     fn now_ms(&self) -> i64 {

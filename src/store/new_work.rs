@@ -9,7 +9,8 @@ use crate::error::LibrarianError;
 pub(crate) struct NewWork {
     /// The seq of the history's last event.
     pub last_event: i64,
-    /// Whether drafts have become claimable since the event that was given.
+    /// Whether drafts have become claimable since the event that was given, and one is still
+    /// claimable: others may have taken them.
     pub work: bool,
     /// When the next delayed draft is due, in milliseconds since the epoch.
     pub next_due_ms: Option<i64>,
@@ -25,7 +26,9 @@ impl DraftStore {
                 && connection
                     .prepare_cached(
                         "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
-                             AND event IN ('submitted', 'requeued', 'recovered', 'released'))",
+                             AND event IN ('submitted', 'requeued', 'recovered', 'released')) \
+                         AND EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_ready \
+                                     WHERE state = 'pending' AND due_at = 0)",
                     )?
                     .query_row([since], |row| row.get(0))?;
             let next_due_ms = connection

@@ -16,6 +16,7 @@
 //! | `DRAFTQ_TEST_FROZEN` | runners that come back late | 1000 |
 //! | `DRAFTQ_TEST_DEATHS` | dead owners that a watch notices | 100 |
 //! | `DRAFTQ_TEST_STARTS` | rounds of twenty first starts | 500 |
+//! | `DRAFTQ_TEST_CROWD` | submits and watches at once, and half as many runs | 200 |
 //! | `DRAFTQ_TEST_SEED` | the seed of every random choice | another each time |
 //!
 //! The torture counts as Jepsen's total-queue does. Each form prints one line of JSON with its
@@ -28,6 +29,7 @@ mod alive;
 mod audit;
 mod batched;
 mod blame;
+mod crowd;
 mod deaths;
 mod frozen;
 mod starts;

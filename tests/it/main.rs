@@ -27,4 +27,5 @@ mod submit;
 mod sweep;
 mod telemetry;
 mod trust;
+mod waiting;
 mod watch;
