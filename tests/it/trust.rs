@@ -639,6 +639,39 @@ fn what_another_user_made_first_is_refused() {
     }
 }
 
+/// After the file was checked, and before SQLite has made the -wal.
+#[test]
+fn a_wal_that_is_put_there_while_the_file_is_opened_gets_no_text() {
+    if !can_be_others() || !have("strace") {
+        return;
+    }
+    let place = open_directory();
+    let directory = place.path().join("tmp");
+    fs::create_dir(&directory).unwrap();
+    mode(&directory, 0o1777);
+    let db = directory.join("q.db");
+    let log = place.path().join("log");
+    fs::write(&log, "").unwrap();
+    mode(&log, 0o666);
+    let mut slow = user(ALICE);
+    let trace = ["-f", "-qq", "-o", log.to_str().unwrap(), "-e"];
+    slow.extend(["strace"].into_iter().chain(trace).map(str::to_owned));
+    slow.push("inject=pwrite64:delay_enter=1000000:when=1".to_owned());
+    let mut submit = Process::start(behind(&slow, &db, &["submit", "--text", "private"]));
+    let begun = Instant::now();
+    while !beside(&db, "-journal").exists() {
+        assert!(begun.elapsed() < LIMIT && submit.child.try_wait().unwrap().is_none(), "not seen");
+    }
+    let wal = beside(&db, "-wal");
+    fs::File::create_new(&wal).unwrap();
+    mode(&wal, 0o666);
+    chown(&wal, Some(MALLORY), Some(MALLORY)).unwrap();
+    // Where the kernel protects such directories, SQLite cannot open it at all.
+    assert!(matches!(submit.ended(), Some(78 | 74)));
+    let bytes = fs::read(&wal).unwrap_or_default();
+    assert!(!bytes.windows(7).any(|window| window == b"private"));
+}
+
 #[test]
 fn a_directory_such_as_tmp_is_fine_by_itself() {
     if !can_be_others() {
