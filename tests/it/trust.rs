@@ -197,6 +197,24 @@ fn a_second_link_is_refused_under_both_names() {
 }
 
 #[test]
+fn without_statx_the_link_count_tells() {
+    if !have("strace") {
+        return;
+    }
+    let (place, db) = inbox();
+    let log = place.path().join("log");
+    fs::write(&log, "").unwrap();
+    let trace = ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e"];
+    let mut wrapper: Vec<_> = trace.map(str::to_owned).into();
+    wrapper.push("inject=statx:error=ENOSYS".to_owned());
+    finish(behind(&wrapper, &db, COMMANDS[0]), b"").expect(0);
+    assert!(fs::read_to_string(&log).unwrap().contains("ENOSYS"), "it was asked for");
+    fs::hard_link(&db, place.path().join("other.db")).unwrap();
+    let ran = finish(behind(&wrapper, &db, COMMANDS[0]), b"");
+    assert!(ran.expect(78).err().contains("2 links"), "{}", ran.err());
+}
+
+#[test]
 fn a_second_link_to_what_lies_beside_it_is_refused() {
     for suffix in ["-wal", "-shm", "-journal"] {
         let (place, store) = store();
