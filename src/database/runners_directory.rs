@@ -170,7 +170,11 @@ impl RunnersDirectory {
     pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
         let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };
         if found.identity == Facts::of_open(file)?.identity {
-            unlinkat(&self.fd, name, AtFlags::empty())?;
+            match unlinkat(&self.fd, name, AtFlags::empty()) {
+                // Somebody who tidied up was first.
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

@@ -197,6 +197,24 @@ fn a_second_link_is_refused_under_both_names() {
 }
 
 #[test]
+fn without_statx_the_link_count_tells() {
+    if !have("strace") {
+        return;
+    }
+    let (place, db) = inbox();
+    let log = place.path().join("log");
+    fs::write(&log, "").unwrap();
+    let trace = ["strace", "-f", "-qq", "-o", log.to_str().unwrap(), "-e"];
+    let mut wrapper: Vec<_> = trace.map(str::to_owned).into();
+    wrapper.push("inject=statx:error=ENOSYS".to_owned());
+    finish(behind(&wrapper, &db, COMMANDS[0]), b"").expect(0);
+    assert!(fs::read_to_string(&log).unwrap().contains("ENOSYS"), "it was asked for");
+    fs::hard_link(&db, place.path().join("other.db")).unwrap();
+    let ran = finish(behind(&wrapper, &db, COMMANDS[0]), b"");
+    assert!(ran.expect(78).err().contains("2 links"), "{}", ran.err());
+}
+
+#[test]
 fn a_second_link_to_what_lies_beside_it_is_refused() {
     for suffix in ["-wal", "-shm", "-journal"] {
         let (place, store) = store();
@@ -637,6 +655,39 @@ fn what_another_user_made_first_is_refused() {
             assert_eq!(fs::read(&path).unwrap(), b"");
         }
     }
+}
+
+/// After the file was checked, and before SQLite has made the -wal.
+#[test]
+fn a_wal_that_is_put_there_while_the_file_is_opened_gets_no_text() {
+    if !can_be_others() || !have("strace") {
+        return;
+    }
+    let place = open_directory();
+    let directory = place.path().join("tmp");
+    fs::create_dir(&directory).unwrap();
+    mode(&directory, 0o1777);
+    let db = directory.join("q.db");
+    let log = place.path().join("log");
+    fs::write(&log, "").unwrap();
+    mode(&log, 0o666);
+    let mut slow = user(ALICE);
+    let trace = ["-f", "-qq", "-o", log.to_str().unwrap(), "-e"];
+    slow.extend(["strace"].into_iter().chain(trace).map(str::to_owned));
+    slow.push("inject=pwrite64:delay_enter=1000000:when=1".to_owned());
+    let mut submit = Process::start(behind(&slow, &db, &["submit", "--text", "private"]));
+    let begun = Instant::now();
+    while !beside(&db, "-journal").exists() {
+        assert!(begun.elapsed() < LIMIT && submit.child.try_wait().unwrap().is_none(), "not seen");
+    }
+    let wal = beside(&db, "-wal");
+    fs::File::create_new(&wal).unwrap();
+    mode(&wal, 0o666);
+    chown(&wal, Some(MALLORY), Some(MALLORY)).unwrap();
+    // Where the kernel protects such directories, SQLite cannot open it at all.
+    assert!(matches!(submit.ended(), Some(78 | 74)));
+    let bytes = fs::read(&wal).unwrap_or_default();
+    assert!(!bytes.windows(7).any(|window| window == b"private"));
 }
 
 #[test]
