@@ -160,7 +160,7 @@ pub enum LibrarianError {
     Busy {
         /// The database.
         path: PathBuf,
-        /// How long the store waits at the most.
+        /// How long the call has waited.
         waited: Duration,
     },
 

@@ -94,7 +94,10 @@ impl StoreOptions {
         Self { max_text_bytes, ..self }
     }
 
-    /// How long a call waits for other writers before it fails as busy; 5 s if not given.
+    /// How long a call waits for other writers before it fails as busy; 5 s if not given. The time
+    /// counts from the last sign that another has written, so that a call is not given up behind a
+    /// crowd that is served one after the other; but no call waits for longer than twelve times
+    /// this. With zero, a call fails at once if another has the lock.
     #[must_use]
     pub fn busy_timeout(self, busy_timeout: Duration) -> Self {
         Self { busy_timeout, ..self }
