@@ -51,7 +51,8 @@ pub(super) enum Ending {
     OutputTooLarge,
 }
 
-/// Run this program on this input, in a process group of its own, of which nothing is left.
+/// Run this program on this input, in a process group of its own, of which nothing is left. Its
+/// standard output is the caller's choice; it is kept if it is a pipe.
 pub(super) fn run(
     command: &mut Command,
     input: &[u8],
@@ -60,13 +61,17 @@ pub(super) fn run(
 ) -> Result<Finished, ProcessorError> {
     // A limit past the end of the clock is none.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = registry.start(command).map_err(|error| {
-        ProcessorError::new("spawn", format!("the program could not be started: {error}"))
+        // The draft has no part in that: it comes only after the start.
+        let message = format!("the program could not be started: {error}");
+        ProcessorError::new("spawn", message).uncharged()
     })?;
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let unwatched = |error: io::Error| {
-        ProcessorError::new("io", format!("the program could not be watched: {error}"))
+        // Pipes, pidfds and polling fail for want of descriptors or memory, not because of a draft.
+        let message = format!("the program could not be watched: {error}");
+        ProcessorError::new("io", message).uncharged()
     };
     let mut group = Group::of(child, registry).map_err(unwatched)?;
     let mut pump = Pump::new(pipes, input).map_err(unwatched)?;
