@@ -1,5 +1,6 @@
 //! A processor that asks any program: one process per draft.
 
+mod guard;
 mod registry;
 mod reply;
 mod running;

@@ -7,6 +7,7 @@ mod evidence;
 mod fencing;
 mod file_version;
 mod growth;
+mod guard;
 mod harness;
 mod intake;
 mod lifecycle;
@@ -17,6 +18,7 @@ mod privacy;
 mod readme;
 mod run;
 mod schema;
+
 mod submit;
 mod sweep;
 mod telemetry;

@@ -433,9 +433,75 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
     assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
 }
 
+/// The programs of a process of its own, as it were.
+fn new_registry() -> &'static Registry {
+    Box::leak(Box::new(Registry::new()))
+}
+
+#[test]
+fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
+    let registry = new_registry();
+    let dir = tempfile::tempdir().unwrap();
+    let (started, release) = (dir.path().join("started"), dir.path().join("release"));
+    for path in [&started, &release] {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+    }
+    let script = format!("echo > '{}'; cat < '{}'; {ACCEPT}", started.display(), release.display());
+    let mut long = sh(&script);
+    long.registry = registry;
+    let mut short = sh(ACCEPT);
+    short.registry = registry;
+    thread::scope(|scope| {
+        let running = scope.spawn(move || long.process(&draft("long")).unwrap());
+        fs::read(&started).unwrap();
+        let first = registry.with_guard(|guard| {
+            kill_process(guard.process(), Signal::STOP).unwrap();
+            // More than a pipe takes, about a slot that no program has.
+            while guard.tell(1, None).is_ok() {}
+            guard.process()
+        });
+        let decision = short.process(&draft("short")).unwrap();
+        assert_eq!(decision, DraftProcessingDecision::Accepted);
+        assert_ne!(registry.with_guard(|guard| guard.process()), first);
+        assert!(!Path::new(&format!("/proc/{first}")).exists(), "the first one is not reaped");
+        // The program that was there all the time is not killed, and on the new guard's list.
+        assert_eq!(registry.len(), 1);
+        fs::write(&release, "").unwrap();
+        assert_eq!(running.join().unwrap(), DraftProcessingDecision::Accepted);
+    });
+    assert_eq!(registry.len(), 0);
+}
+
+#[test]
+fn a_program_may_kill_its_own_group_or_the_guard() {
+    let registry = new_registry();
+    let ask = |script: &str| {
+        let mut processor = sh(script).with_timeout(SOON);
+        processor.registry = registry;
+        processor.process_to_outcome(&draft("text"))
+    };
+    let error = ask(&format!("{ACCEPT}; kill -9 0")).unwrap_err();
+    assert_eq!(error.class(), "signal");
+    for _ in 0..3 {
+        let guard = registry.with_guard(|guard| guard.process());
+        // It is replaced while the program runs, and reaped.
+        let kill = format!("kill -9 {guard}; while [ -e /proc/{guard} ]; do :; done");
+        let outcome = ask(&format!("{kill}; {ACCEPT}")).unwrap();
+        assert_eq!(outcome.decision(), DraftProcessingDecision::Accepted);
+        assert_ne!(registry.with_guard(|guard| guard.process()), guard);
+    }
+}
+
 #[test]
 fn all_programs_can_be_killed_at_once() {
-    let registry: &'static Registry = Box::leak(Box::new(Registry::new()));
+    let registry = new_registry();
     let groups = tempfile::tempdir().unwrap();
     let script = format!("touch '{}'/$$; sleep 1000 & sleep 1000", groups.path().display());
     let mut processor = sh(&script);
