@@ -8,7 +8,7 @@ mod look;
 mod operate;
 mod progress;
 mod render;
-mod signals;
+pub mod signals;
 mod work;
 
 use std::path::PathBuf;

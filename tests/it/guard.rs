@@ -1,18 +1,21 @@
 //! Programs do not outlive their runner, however that dies: its guard sees to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use draftq::DraftProcessor as _;
 use draftq::processors::command::CommandProcessor;
+use draftq::{DraftProcessingDecision, DraftProcessor as _};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, kill_process_group, setrlimit,
+};
 use serde_json::json;
 
 use crate::harness::{Sandbox, draft};
@@ -307,4 +310,42 @@ fn a_guard_that_is_killed_is_replaced_while_the_program_runs() {
     kill_process(runner.guard().unwrap(), Signal::KILL).unwrap();
     release(&sandbox);
     accepts(runner);
+}
+
+/// Not about the guard, but about what else a program needs of the machine.
+#[test]
+fn a_machine_without_descriptors_is_no_fault_of_a_draft() {
+    const ROLE: &str = "DRAFTQ_TEST_NO_DESCRIPTORS";
+    if std::env::var_os(ROLE).is_none() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = "guard::a_machine_without_descriptors_is_no_fault_of_a_draft";
+        let output = command.env(ROLE, "").args(["--exact", name]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let accept = r#"echo '{"decision":"accepted"}'"#;
+    let mut processor =
+        CommandProcessor::new("sh".as_ref(), vec!["-c".into(), accept.into()]).unwrap();
+    let old = getrlimit(Resource::Nofile);
+    let first_free = u64::try_from(File::open("/dev/null").unwrap().as_raw_fd()).unwrap();
+    let mut classes = BTreeSet::new();
+    for free in 0..20 {
+        let new = Rlimit { current: Some(first_free + free), ..old };
+        setrlimit(Resource::Nofile, new).unwrap();
+        let result = processor.process(&draft("text"));
+        setrlimit(Resource::Nofile, old).unwrap();
+        match result {
+            Ok(decision) => {
+                assert_eq!(decision, DraftProcessingDecision::Accepted);
+                classes.insert("none".to_owned());
+            }
+            Err(error) => {
+                assert!(!error.is_charged(), "with {free}: {error}");
+                classes.insert(error.class().to_owned());
+            }
+        }
+    }
+    // Watching it takes fewer than starting it: that fails only where several start at once.
+    classes.remove("io");
+    assert_eq!(classes, BTreeSet::from(["none", "spawn"].map(str::to_owned)));
 }

@@ -18,7 +18,7 @@ mod privacy;
 mod readme;
 mod run;
 mod schema;
-
+mod signals;
 mod submit;
 mod sweep;
 mod telemetry;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{Ran, Sandbox};
+use crate::harness::Sandbox;
 
 /// The counters of a summary that are not zero.
 fn counts(document: &Value) -> BTreeMap<&str, u64> {
@@ -497,88 +497,6 @@ fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(counts(&document)["accepted"], 2);
     }
-}
-
-/// A run that is in the middle of a draft: its program waits until `release` is opened.
-struct Underway {
-    child: std::process::Child,
-    stderr: BufReader<std::process::ChildStderr>,
-    log: String,
-}
-
-impl Underway {
-    fn start(sandbox: &Sandbox) -> Self {
-        let started = fifo(sandbox.path("started"));
-        fifo(sandbox.path("release"));
-        let script = "cat > /dev/null; echo > started; cat < release";
-        let mut command: Command = sandbox.command(by_exit_code(&[], script));
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("draftq starts");
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        // Opening waits for the program.
-        File::open(started).unwrap().read_to_end(&mut Vec::new()).unwrap();
-        Self { child, stderr, log: String::new() }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Read standard error until it speaks of this.
-    fn until_told(&mut self, word: &str) {
-        while !self.log.contains(word) {
-            assert_ne!(self.stderr.read_line(&mut self.log).unwrap(), 0, "{}", self.log);
-        }
-    }
-
-    fn end(mut self) -> Ran {
-        let output = self.child.wait_with_output().unwrap();
-        self.stderr.read_to_string(&mut self.log).unwrap();
-        Ran { code: output.status.code(), stdout: output.stdout, stderr: self.log.into_bytes() }
-    }
-}
-
-fn release(path: &Path) {
-    File::options().write(true).open(path).unwrap().write_all(b"").unwrap();
-}
-
-#[test]
-fn a_signal_lets_the_draft_in_hand_finish() {
-    for signal in [Signal::INT, Signal::TERM] {
-        let sandbox = Sandbox::new();
-        sandbox.submit("one");
-        sandbox.submit("two");
-        let mut underway = Underway::start(&sandbox);
-        underway.signal(signal);
-        underway.until_told("finishing what is in hand");
-        release(&sandbox.path("release"));
-        let ran = underway.end();
-        let document = ran.expect(0).json();
-        assert_eq!(
-            counts(&document),
-            BTreeMap::from([("pending_seen", 2), ("claimed", 1), ("accepted", 1)])
-        );
-        assert_eq!(states(&sandbox), of([("accepted", 1), ("pending", 1)]));
-    }
-}
-
-#[test]
-fn a_second_signal_stops_at_once_and_the_claim_goes_back() {
-    let sandbox = Sandbox::new();
-    let id = sandbox.submit("one");
-    let mut underway = Underway::start(&sandbox);
-    underway.signal(Signal::INT);
-    underway.until_told("finishing what is in hand");
-    underway.signal(Signal::INT);
-    let ran = underway.end();
-    assert_eq!(ran.expect(130).out(), "");
-    assert_eq!(sandbox.show(&id)["state"], "processing");
-    // Its runner is dead: no waiting for the claim to get stale.
-    let document = sandbox.draftq(by_exit_code(&[], "exit 0")).expect(0).json();
-    assert_eq!(
-        (&document["summary"]["recovered_processing"], &document["summary"]["accepted"]),
-        (&json!(1), &json!(1))
-    );
 }
 
 #[test]
