@@ -12,6 +12,9 @@ use clap::Parser as _;
 use crate::cli::failure::Failure;
 
 fn main() -> ExitCode {
+    if let Err(failure) = cli::signals::survive_the_file_size_limit() {
+        return failure.report();
+    }
     let arguments = match cli::Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return cli::failure::from_clap(error),

@@ -57,6 +57,7 @@ pub struct Outcome {
     decision: DraftProcessingDecision,
     note: Option<String>,
     output: Option<String>,
+    usage: Option<String>,
     retry_after: Option<Duration>,
     hold: Option<Duration>,
 }
@@ -65,7 +66,7 @@ impl Outcome {
     /// No more than a decision.
     #[must_use]
     pub fn new(decision: DraftProcessingDecision) -> Self {
-        Self { decision, note: None, output: None, retry_after: None, hold: None }
+        Self { decision, note: None, output: None, usage: None, retry_after: None, hold: None }
     }
 
     /// With a note for people, stored with the draft.
@@ -85,6 +86,12 @@ impl Outcome {
         // A raw value is written unseen, and what is stored must be JSON to every reader.
         serde_json::from_str::<serde_json::Value>(&json)?;
         Ok(Self { output: Some(json), ..self })
+    }
+
+    /// With what the work cost: the text of a JSON object of numbers, checked by the caller.
+    #[must_use]
+    pub(crate) fn with_usage(self, usage: &str) -> Self {
+        Self { usage: Some(usage.to_owned()), ..self }
     }
 
     /// For a deferral: not to be claimed again before this long has passed (at most [`MAX_DELAY`]).
@@ -117,6 +124,12 @@ impl Outcome {
         self.output.as_deref()
     }
 
+    /// What the work cost, as the text of a JSON object of numbers, if it is known.
+    #[must_use]
+    pub fn usage(&self) -> Option<&str> {
+        self.usage.as_deref()
+    }
+
     /// How long a deferred draft is to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -142,6 +155,7 @@ impl fmt::Debug for Outcome {
             .field("decision", &self.decision)
             .field("note_bytes", &self.note.as_ref().map(String::len))
             .field("output_bytes", &self.output.as_ref().map(String::len))
+            .field("usage_bytes", &self.usage.as_ref().map(String::len))
             .field("retry_after", &self.retry_after)
             .field("hold", &self.hold)
             .finish()

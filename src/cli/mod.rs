@@ -8,7 +8,7 @@ mod look;
 mod operate;
 mod progress;
 mod render;
-mod signals;
+pub mod signals;
 mod work;
 
 use std::path::PathBuf;
@@ -47,8 +47,8 @@ Exit codes:
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
   66 no such draft or file      75  database busy, try again
-                                78  database of another program or of a
-                                    newer draftq")]
+  129, 130, 131, 143            78  database of another program or of a
+     ended by a second signal       newer draftq")]
 pub struct Arguments {
     #[command(flatten)]
     global: Global,

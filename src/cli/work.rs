@@ -45,10 +45,15 @@ struct Processing {
     #[arg(long, group = "processor")]
     defer: bool,
     /// The program that decides, and its arguments. It is started once per draft, reads the draft
-    /// as a line of JSON, and answers with its exit code (0 accepted, 75 deferred, others are
-    /// errors) or a last line such as {"decision":"skipped","note":"…"}.
+    /// as a line of JSON, and answers with one JSON object on its last line, such as
+    /// {"decision":"accepted"} or {"decision":"skipped","note":"…"}. Exit code 75 defers the draft,
+    /// 69 says that the program is unavailable; without a valid answer it is an error.
     #[arg(last = true, group = "processor", value_name = "PROGRAM")]
     program: Vec<OsString>,
+    /// The program's exit code is its answer: 0 accepts the draft, 75 defers it, 69 says that the
+    /// program is unavailable, any other is an error. What it prints means nothing.
+    #[arg(long, conflicts_with = "defer")]
+    exit_code: bool,
     /// Kill the program, and what it started, if it takes longer than this for a draft.
     #[arg(long, value_name = "SECS", conflicts_with = "defer", value_parser = from_one::<NonZeroU64>)]
     timeout_secs: Option<NonZeroU64>,
@@ -63,7 +68,7 @@ struct Processing {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ERRORS)]
     #[arg(value_parser = from_zero::<u32>)]
     max_errors: u32,
-    /// After a first SIGINT or SIGTERM, how long programs may still run before they are killed;
+    /// After a first signal (SIGINT, SIGTERM, SIGHUP or SIGQUIT), how long programs may still run before they are killed;
     /// without it, for as long as they like.
     #[arg(long, value_name = "SECS", value_parser = from_zero::<u64>)]
     grace_secs: Option<u64>,
@@ -94,9 +99,12 @@ impl Processing {
             return Ok(Ready { name: "deferred", processors });
         };
         let timeout = self.timeout_secs.map(|secs| Duration::from_secs(secs.get()));
-        let processor = CommandProcessor::new(program, args.to_vec())
+        let mut processor = CommandProcessor::new(program, args.to_vec())
             .map_err(|error| cannot_run(program, &error))?
             .with_timeout(timeout);
+        if self.exit_code {
+            processor = processor.decide_by_exit_code();
+        }
         let processors = (0..jobs).map(|_| Box::new(processor.clone()) as AnyProcessor).collect();
         Ok(Ready { name: "exec", processors })
     }
@@ -146,7 +154,7 @@ Examples:
   draftq run --defer
   draftq run -- ./judge
   draftq run --jobs 4 --timeout-secs 120 -- ./ask-the-model --careful
-  draftq run --sweep ~/notes -- sh -c 'grep -q TODO && exit 75 || exit 0'")]
+  draftq run --sweep ~/notes --exit-code -- sh -c 'grep -qv TODO || exit 75'")]
 pub struct Run {
     /// Stage the files below this path first, as `draftq sweep` does.
     #[arg(long, value_name = "PATH")]
@@ -232,7 +240,8 @@ impl Run {
     }
 }
 
-/// Process what is pending, and go on with what comes in, until SIGINT or SIGTERM.
+/// Process what is pending, and go on with what comes in, until a signal ends it (SIGINT, SIGTERM,
+/// SIGHUP or SIGQUIT).
 ///
 /// Prints a line for each iteration that did something. An error is logged, and it goes on.
 #[derive(Debug, Args)]
@@ -240,6 +249,7 @@ impl Run {
 #[command(after_help = "\
 Examples:
   draftq watch -- ./judge
+  nohup draftq watch -- ./judge >> decisions.log &
   draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
 pub struct Watch {
     /// Look at least this often; what comes in is noticed at once.

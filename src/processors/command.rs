@@ -1,5 +1,6 @@
 //! A processor that asks any program: one process per draft.
 
+mod guard;
 mod registry;
 mod reply;
 mod running;
@@ -11,15 +12,16 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 use std::{env, fs, io, path};
 
 use rustix::io::Errno;
 
 use self::registry::Registry;
-use self::running::Ending;
-use crate::draft::Draft;
+use self::reply::{Answer, Printed};
+use self::running::{Ending, Finished};
+use crate::draft::{Draft, DraftId};
 use crate::error::{LibrarianError, ProcessorError};
 use crate::processor::{DraftProcessor, Outcome};
 use crate::state::DraftProcessingDecision;
@@ -31,6 +33,9 @@ pub use self::tail::STDERR_TAIL_BYTES;
 /// The exit code that means "not now": `EX_TEMPFAIL` of sysexits.h.
 const EX_TEMPFAIL: i32 = 75;
 
+/// The exit code that means "not now, whatever the draft": `EX_UNAVAILABLE` of sysexits.h.
+const EX_UNAVAILABLE: i32 = 69;
+
 /// Starts a program for each draft and takes its answer as the decision.
 ///
 /// **What the program gets.** The arguments as given, with no shell in between; the environment
@@ -38,55 +43,73 @@ const EX_TEMPFAIL: i32 = 75;
 /// ([`Draft::to_envelope`]), then end of file. It may read as much of that as it likes. The
 /// draft's text is in no argument, no environment variable and no file.
 ///
-/// **What it answers.** An exit code, and if it likes a line of JSON as the last non-empty line
-/// of its standard output:
+/// **What it answers.** One JSON object on the last non-empty line of its standard output:
 ///
 /// ```json
-/// {"decision":"deferred","note":"not now","output":{"any":"JSON"},"retry_after_secs":60,"hold_secs":2.5}
+/// {"decision":"deferred","note":"not now","output":{"any":"JSON"},"usage":{"input_tokens":1200,"cost_usd":0.004},"retry_after_secs":60,"hold_secs":2.5}
 /// ```
 ///
-/// All keys but `decision` are optional, null is as good as absent, and other keys are ignored.
-/// `decision` is one of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`; the two
-/// delays are numbers of seconds, not negative, and held to [`MAX_DELAY`](crate::processor::MAX_DELAY); the note has at
-/// most [`MAX_NOTE_BYTES`]; the output is kept as it was written.
+/// All keys but `decision` are optional, and null is as good as absent for them. `decision` is one
+/// of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`. An `id`, if there is one, must
+/// be that of the draft. The two delays are numbers of seconds, not negative, and held to
+/// [`MAX_DELAY`](crate::processor::MAX_DELAY); the note has at most [`MAX_NOTE_BYTES`]; the output
+/// is kept as it was written; `usage` is an object of numbers. A program that cannot work now, for
+/// whatever draft, answers `{"unavailable":"why"}`, to which only `id` and `usage` may be added.
 ///
-/// | the program ended with | and such a line | and no such line |
+/// | the program ended with | and an answer | and none |
 /// |---|---|---|
-/// | exit code 0 | the line decides | accepted |
-/// | exit code 75 (`EX_TEMPFAIL`) | the line decides | deferred |
+/// | exit code 0 | the answer decides | error (`protocol`) |
+/// | exit code 75 (`EX_TEMPFAIL`) | it must say `deferred` | deferred |
+/// | exit code 69 (`EX_UNAVAILABLE`) | it must say `unavailable` | error (`unavailable`) |
 /// | any other exit code, or a signal | error | error |
 ///
+/// **It fails closed.** A draft is accepted only by such a line. What looks like an answer and is
+/// none is an error of class `protocol` and never taken for another decision: an unknown, misspelt
+/// or repeated key, a key in other letters than lower case, JSON that is not valid, a byte order
+/// mark, a line after the answer, two answers. Other lines before the answer do no harm, and lines
+/// may end in CRLF. The error says what was seen and what was expected, and quotes nothing.
+///
+/// Where the exit code is the answer ([`decide_by_exit_code`](Self::decide_by_exit_code)),
+/// standard output goes to `/dev/null`, exit code 0 means accepted, and 75 and 69 mean what they
+/// mean above.
+///
 /// A program that failed after it had printed its line is not believed: it may have died before
-/// it finished what the line speaks of. To be on the safe side, a last line that begins with `{`
-/// and is not valid JSON is an error and not "no such line", and so is a `}` that stands alone
-/// (the end of an object that was printed over several lines): a program that tried to say
-/// "quarantined" must not be heard as "accepted".
+/// it finished what the line speaks of.
 ///
 /// **Errors.** [`ProcessorError`] of one of these classes; the tail of the program's standard
 /// error, with control characters escaped, at most [`STDERR_TAIL_BYTES`], is its detail:
 ///
-/// | class | when |
-/// |---|---|
-/// | `exit` | another exit code than 0 and 75 |
-/// | `signal` | killed by a signal |
-/// | `timeout` | not finished by its deadline |
-/// | `output_too_large` | more than [`MAX_OUTPUT_BYTES`] on standard output |
-/// | `protocol` | a line with `decision` that breaks the rules above |
-/// | `spawn` | could not be started |
-/// | `io` | could not be watched |
+/// | class | when | charged to the draft |
+/// |---|---|---|
+/// | `exit` | another exit code than 0, 69 and 75 | yes |
+/// | `signal` | killed by a signal | yes |
+/// | `timeout` | not finished by its deadline | yes |
+/// | `output_too_large` | more than [`MAX_OUTPUT_BYTES`] on standard output | yes |
+/// | `protocol` | no valid answer, or one that the exit code contradicts | yes |
+/// | `unavailable` | exit code 69, or it says so; the detail begins with the reason | no |
+/// | `spawn` | the program or its guard could not be started | no |
+/// | `io` | the program could not be watched: no descriptor, no memory | no |
 ///
 /// **What stays behind.** Nothing of the program's process group. The program is started as the
 /// leader of a group of its own, and the whole group is killed (`SIGKILL`) when the program has
 /// exited, is over its deadline or its output cap, before `process` returns. Killing the
 /// background children of a program that ended well is on purpose: they would otherwise pile up,
 /// one set per draft, with nobody watching, and could still be working on a draft whose fate is
-/// recorded. What is to outlive the program must leave the group (`setsid`). Children that hold
-/// standard output open are given 100 ms to finish; what they write until then counts.
+/// recorded. Children that hold standard output open are given 100 ms to finish; what they write
+/// until then counts.
 ///
-/// `process` returns within a second of the deadline whatever the program does. A program that
-/// cannot be killed (it runs as another user, or hangs in the kernel) is left to itself after
-/// half a second. If this process itself is killed, a program that is running goes on: Linux
-/// offers no way to bind it that needs no unsafe code.
+/// If this process dies, however that comes, its programs are killed as well, with their groups:
+/// a guard, one small `/bin/sh` for each process that starts programs, notices and does it. It is
+/// started with the first program, restarted if it dies, and ends with this process. Where there
+/// is no `/bin/sh`, programs run without a guard, and a warning is logged once.
+///
+/// What this does not reach: a process that has left the program's group (`setsid`, a daemon, a
+/// job of an interactive shell); a program that runs as another user and may not be killed, or
+/// that hangs in the kernel (it is left to itself after half a second); a program that was started
+/// a moment before this process was killed, if the guard had not been told of it yet; and all
+/// programs, if the guard is killed or stopped together with this process.
+///
+/// `process` returns within a second of the deadline whatever the program does.
 ///
 /// Two things are expected of the calling process, and are so in every ordinary Rust program:
 /// `SIGPIPE` is ignored (a program may close its standard input early), and `SIGCHLD` is not
@@ -97,6 +120,7 @@ pub struct CommandProcessor {
     name: OsString,
     args: Vec<OsString>,
     timeout: Option<Duration>,
+    by_exit_code: bool,
     registry: &'static Registry,
 }
 
@@ -124,6 +148,7 @@ impl CommandProcessor {
             name: program.to_owned(),
             args,
             timeout: None,
+            by_exit_code: false,
             registry: &registry::RUNNING,
         })
     }
@@ -133,6 +158,13 @@ impl CommandProcessor {
     #[must_use]
     pub fn with_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { timeout: timeout.into(), ..self }
+    }
+
+    /// The same with the exit code as the answer: 0 is accepted, and standard output means nothing
+    /// and goes to `/dev/null`. 75 is deferred and 69 unavailable, as without this.
+    #[must_use]
+    pub fn decide_by_exit_code(self) -> Self {
+        Self { by_exit_code: true, ..self }
     }
 }
 
@@ -145,11 +177,19 @@ impl DraftProcessor for CommandProcessor {
         let mut input = draft.to_envelope();
         input.push('\n');
         let mut command = Command::new(&self.program);
-        command.arg0(&self.name).args(&self.args);
+        let stdout = if self.by_exit_code { Stdio::null() } else { Stdio::piped() };
+        command.arg0(&self.name).args(&self.args).stdout(stdout);
         let verdict = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)
             .and_then(|finished| {
-                judge(&finished.ending, &finished.stdout)
-                    .map_err(|error| error.with_detail(finished.stderr.to_text()))
+                self.judge(&finished, draft.id()).map_err(|error| {
+                    let mut detail = error.detail().unwrap_or_default().to_owned();
+                    let tail = finished.stderr.to_text();
+                    if !detail.is_empty() && !tail.is_empty() {
+                        detail.push('\n');
+                    }
+                    detail.push_str(&tail);
+                    error.with_detail(detail)
+                })
             });
         match verdict {
             // This process is stopping and killed it: that is no fault of the draft's.
@@ -206,31 +246,65 @@ fn why_not(path: &Path) -> Errno {
     }
 }
 
-/// The decision that follows from how a program ended and what it printed.
-fn judge(ending: &Ending, stdout: &[u8]) -> Result<Outcome, ProcessorError> {
-    match ending {
-        Ending::Exited(status) => match status.code() {
-            Some(0) => Ok(reply::last(stdout)?.unwrap_or(DraftProcessingDecision::Accepted.into())),
-            Some(EX_TEMPFAIL) => {
-                Ok(reply::last(stdout)?.unwrap_or(DraftProcessingDecision::Deferred.into()))
+impl CommandProcessor {
+    /// The decision that follows from how a program ended and what it printed.
+    fn judge(&self, finished: &Finished, id: DraftId) -> Result<Outcome, ProcessorError> {
+        let status = match &finished.ending {
+            Ending::Exited(status) => status,
+            Ending::TimedOut { limit, killed } => {
+                let end = if *killed { "was killed" } else { "could not be killed" };
+                let message = format!("the program did not finish within {limit:?} and {end}");
+                return Err(ProcessorError::new("timeout", message));
             }
-            _ => Err(failure(*status)),
-        },
-        Ending::TimedOut { limit, killed } => {
-            let end = if *killed { "was killed" } else { "could not be killed" };
-            let message = format!("the program did not finish within {limit:?} and {end}");
-            Err(ProcessorError::new("timeout", message))
-        }
-        Ending::OutputTooLarge => {
-            let message = format!(
-                "the program wrote more than {MAX_OUTPUT_BYTES} bytes to its standard output and was killed"
-            );
-            Err(ProcessorError::new("output_too_large", message))
+            Ending::OutputTooLarge => {
+                let message = format!(
+                    "the program wrote more than {MAX_OUTPUT_BYTES} bytes to its standard output and was killed"
+                );
+                return Err(ProcessorError::new("output_too_large", message));
+            }
+        };
+        let code = match status.code() {
+            Some(code @ (0 | EX_TEMPFAIL | EX_UNAVAILABLE)) => code,
+            _ => return Err(failure(*status)),
+        };
+        let printed = match self.by_exit_code {
+            true => None,
+            false => Some(reply::read(&finished.stdout, id)?),
+        };
+        let deferred = DraftProcessingDecision::Deferred;
+        match (code, printed) {
+            (0, None) => Ok(DraftProcessingDecision::Accepted.into()),
+            (0, Some(Printed::Answer(Answer::Decided(outcome)))) => Ok(outcome),
+            (0, Some(Printed::NoAnswer(seen))) => Err(reply::protocol(&format!(
+                "it exited with status 0, and {seen} (with --exit-code, status 0 alone means accepted)"
+            ))),
+            (EX_TEMPFAIL, None | Some(Printed::NoAnswer(_))) => Ok(deferred.into()),
+            (EX_TEMPFAIL, Some(Printed::Answer(Answer::Decided(outcome))))
+                if outcome.decision() == deferred =>
+            {
+                Ok(outcome)
+            }
+            (EX_TEMPFAIL, Some(_)) => {
+                Err(reply::protocol("it exited with status 75 (deferred), and its answer differs"))
+            }
+            (_, None | Some(Printed::NoAnswer(_))) => Err(unavailable(String::new())),
+            (_, Some(Printed::Answer(Answer::Unavailable(reason)))) => Err(unavailable(reason)),
+            (_, Some(Printed::Answer(Answer::Decided(_)))) => Err(reply::protocol(
+                "it exited with status 69 (unavailable), and its answer differs",
+            )),
         }
     }
 }
 
-/// The error of a program that ended neither with 0 nor with 75.
+/// The error of a program that cannot work now, for whatever draft; the reason, if it gave one,
+/// may hold anything.
+fn unavailable(reason: String) -> ProcessorError {
+    ProcessorError::new("unavailable", "the program says that it is unavailable")
+        .with_detail(reason)
+        .uncharged()
+}
+
+/// The error of a program that ended with another exit code than 0, 69 and 75.
 fn failure(status: ExitStatus) -> ProcessorError {
     match (status.code(), status.signal()) {
         (Some(code), _) => {

@@ -40,7 +40,7 @@ fn filters_pick_and_the_last_comes_first() {
     let pick = |numbers: &[usize]| -> Vec<String> {
         numbers.iter().map(|number| ids[number - 1].clone()).collect()
     };
-    sandbox.draftq(["run", "--limit=1", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0);
 
     for (args, expected) in [
         (&[][..], &[4, 3, 2, 1][..]),
@@ -148,7 +148,7 @@ fn of_many_candidates_the_first_are_named() {
 fn json_names_are_stable() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
-    sandbox.draftq(["run", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--exit-code", "--", "true"]).expect(0);
     let record = [
         "seq",
         "id",
@@ -201,7 +201,7 @@ fn stats_count_states_in_their_order() {
     for text in ["one", "two", "three"] {
         sandbox.submit(text);
     }
-    sandbox.draftq(["run", "--limit=1", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0);
     let later = r#"echo '{"decision":"deferred","retry_after_secs":3600}'"#;
     sandbox.draftq(["run", "--limit=1", "--", "sh", "-c", later]).expect(70);
     let ran = sandbox.draftq(["stats", "--json"]);
@@ -226,7 +226,7 @@ fn stats_count_states_in_their_order() {
 fn requeue_brings_finished_drafts_back_or_none() {
     let sandbox = Sandbox::new();
     let ids = ["one", "two", "three"].map(|text| sandbox.submit(text));
-    sandbox.draftq(["run", "--limit=2", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--limit=2", "--exit-code", "--", "true"]).expect(0);
     let ran = sandbox.draftq(["requeue", &ids[0], "--json"]);
     let moved = ran.expect(0).json();
     assert_eq!(
@@ -238,12 +238,13 @@ fn requeue_brings_finished_drafts_back_or_none() {
     assert_eq!(shown["history"][3]["event"], "requeued");
 
     // It keeps its place: it is processed before the one that never was.
-    let document = sandbox.draftq(["run", "--limit=1", "--", "true"]).expect(0).json();
+    let document =
+        sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0).json();
     assert_eq!(document["summary"]["items"][0]["id"], ids[0]);
 
     let text = sandbox.draftq(["requeue", &ids[0], &ids[1], &ids[2]]);
     assert_eq!(text.expect(0).out(), "Requeued 2 drafts; 1 was pending already.\n");
-    sandbox.draftq(["run", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--exit-code", "--", "true"]).expect(0);
     // One that cannot be requeued holds back the others.
     let store = sandbox.store();
     sandbox.draftq(["requeue", &ids[0]]).expect(0);

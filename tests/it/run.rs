@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::{Ran, Sandbox};
+use crate::harness::Sandbox;
 
 /// The counters of a summary that are not zero.
 fn counts(document: &Value) -> BTreeMap<&str, u64> {
@@ -23,6 +23,11 @@ fn counts(document: &Value) -> BTreeMap<&str, u64> {
 
 fn sh<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
     [&["run"], options, &["--", "sh", "-c", script]].concat()
+}
+
+/// The same with a script whose exit code is the answer.
+fn by_exit_code<'a>(options: &[&'a str], script: &'a str) -> Vec<&'a str> {
+    sh(&[options, &["--exit-code"]].concat(), script)
 }
 
 fn fifo(path: PathBuf) -> PathBuf {
@@ -128,22 +133,45 @@ fn each_decision_is_stored_with_note_and_output() {
 }
 
 #[test]
-fn without_a_line_the_exit_code_decides() {
-    for (script, code, state) in [
-        ("exit 0", 0, "accepted"),
-        ("exit 75", 70, "pending"),
-        ("echo done", 0, "accepted"),
-        ("echo '{\"decision\":\"skipped\"}'; exit 75", 0, "skipped"),
-        ("echo '{\"decision\":\"skipped\"}'; exit 1", 70, "processing"),
-        ("echo '{\"decision\":\"sideways\"}'", 70, "processing"),
-        ("kill -9 $$", 70, "processing"),
-        ("exit 1", 70, "processing"),
+fn only_an_answer_accepts_unless_the_exit_code_is_to() {
+    const SKIPPED: &str = r#"echo '{"decision":"skipped"}'"#;
+    let skipped_and = |end: &str| format!("{SKIPPED}; exit {end}");
+    for (script, (code, state), (code_alone, state_alone)) in [
+        (r#"echo '{"decision":"accepted"}'"#, (0, "accepted"), (0, "accepted")),
+        (SKIPPED, (0, "skipped"), (0, "accepted")),
+        ("exit 0", (70, "processing"), (0, "accepted")),
+        ("echo done", (70, "processing"), (0, "accepted")),
+        ("exit 75", (70, "pending"), (70, "pending")),
+        (&skipped_and("75"), (70, "processing"), (70, "pending")),
+        (&skipped_and("1"), (70, "processing"), (70, "processing")),
+        ("echo '{\"decision\":\"sideways\"}'", (70, "processing"), (0, "accepted")),
+        ("kill -9 $$", (70, "processing"), (70, "processing")),
+        ("exit 1", (70, "processing"), (70, "processing")),
     ] {
         let sandbox = Sandbox::new();
         sandbox.submit("x");
         sandbox.draftq(sh(&[], script)).expect(code);
         assert_eq!(states(&sandbox), of([(state, 1)]), "{script}");
+
+        let sandbox = Sandbox::new();
+        sandbox.submit("x");
+        sandbox.draftq(by_exit_code(&[], script)).expect(code_alone);
+        assert_eq!(states(&sandbox), of([(state_alone, 1)]), "{script}");
     }
+}
+
+#[test]
+fn an_answer_that_is_refused_is_recorded_with_the_reason_and_without_its_content() {
+    let sandbox = Sandbox::new();
+    let id = sandbox.submit("x");
+    let ran = sandbox.draftq(sh(&[], r#"echo '{"decison":"quarantined","canary":"canary"}'"#));
+    assert_eq!(counts(&ran.expect(70).json())["errors"], 1);
+    let shown = sandbox.show(&id);
+    assert_eq!((&shown["state"], &shown["errors"]), (&json!("processing"), &json!(1)));
+    assert_eq!(shown["last_error_class"], "protocol");
+    let error = shown["last_error"].as_str().unwrap();
+    assert!(error.contains("unknown key") && error.contains("expected one JSON object"), "{error}");
+    assert!(!error.contains("canary") && !error.contains("decison"), "{error}");
 }
 
 #[test]
@@ -154,7 +182,7 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
     let late = sandbox.submit("good as well");
     let script = r#"case "$(cat)" in *break*)
         printf 'why: \033[31m\342\200\256\302\233 it broke\n' >&2; exit 3; esac"#;
-    let ran = sandbox.draftq(sh(&[], script));
+    let ran = sandbox.draftq(by_exit_code(&[], script));
     let document = ran.expect(70).json();
     assert_eq!(
         counts(&document),
@@ -173,7 +201,7 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
     }
 
     // Nobody holds it: with a window of nothing it is due at once.
-    let again = sandbox.draftq(sh(&["--stale-processing-secs", "0"], "exit 0"));
+    let again = sandbox.draftq(by_exit_code(&["--stale-processing-secs", "0"], "exit 0"));
     let document = again.expect(0).json();
     assert_eq!(
         counts(&document),
@@ -191,9 +219,9 @@ fn errors_have_a_budget() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("poison");
     let options = ["--stale-processing-secs", "0", "--max-errors", "2"];
-    sandbox.draftq(sh(&options, "exit 1")).expect(70);
-    sandbox.draftq(sh(&options, "exit 1")).expect(70);
-    let last = sandbox.draftq(sh(&options, "exit 0")).expect(0).json();
+    sandbox.draftq(by_exit_code(&options, "exit 1")).expect(70);
+    sandbox.draftq(by_exit_code(&options, "exit 1")).expect(70);
+    let last = sandbox.draftq(by_exit_code(&options, "exit 0")).expect(0).json();
     assert_eq!(counts(&last), BTreeMap::from([("exhausted", 1)]));
     let shown = sandbox.show(&id);
     assert_eq!((&shown["state"], &shown["decision"]), (&json!("failed"), &Value::Null));
@@ -206,7 +234,7 @@ fn fail_fast_stops_at_the_first_error() {
     for text in ["one", "two", "three"] {
         sandbox.submit(text);
     }
-    let ran = sandbox.draftq(sh(&["--fail-fast"], "exit 9"));
+    let ran = sandbox.draftq(by_exit_code(&["--fail-fast"], "exit 9"));
     let document = ran.expect(70).json();
     assert_eq!(
         counts(&document),
@@ -220,7 +248,7 @@ fn fail_fast_stops_at_the_first_error() {
 fn a_limit_takes_the_first_in_order() {
     let sandbox = Sandbox::new();
     let ids = ["one", "two", "three"].map(|text| sandbox.submit(text));
-    let document = sandbox.draftq(sh(&["--limit", "2"], "exit 0")).expect(0).json();
+    let document = sandbox.draftq(by_exit_code(&["--limit", "2"], "exit 0")).expect(0).json();
     let items: Vec<&str> = document["summary"]["items"]
         .as_array()
         .unwrap()
@@ -230,11 +258,11 @@ fn a_limit_takes_the_first_in_order() {
     assert_eq!(items, ids[..2]);
     assert_eq!(states(&sandbox), of([("accepted", 2), ("pending", 1)]));
 
-    let text = sandbox.draftq(["run", "--limit=1", "--format=text", "--", "true"]);
+    let text = sandbox.draftq(["run", "--limit=1", "--format=text", "--exit-code", "--", "true"]);
     assert!(!text.expect(0).out().contains("still pending"), "{}", text.out());
     sandbox.submit("four");
     sandbox.submit("five");
-    let text = sandbox.draftq(["run", "--limit=1", "--format=text", "--", "true"]);
+    let text = sandbox.draftq(["run", "--limit=1", "--format=text", "--exit-code", "--", "true"]);
     assert!(text.expect(0).out().contains("1 draft still pending"), "{}", text.out());
 }
 
@@ -249,7 +277,7 @@ fn jobs_run_at_the_same_time() {
         *writer*) echo hello > meeting ;;
         *) read -r word < meeting; test "$word" = hello ;;
     esac"#;
-    let ran = sandbox.draftq(sh(&["--jobs", "2", "--timeout-secs", "20"], script));
+    let ran = sandbox.draftq(by_exit_code(&["--jobs", "2", "--timeout-secs", "20"], script));
     assert_eq!(counts(&ran.expect(0).json())["accepted"], 2);
 }
 
@@ -331,7 +359,7 @@ fn one_command_does_the_main_job() {
     assert_eq!(states(&sandbox), of([("accepted", 1), ("skipped", 1)]));
     assert_eq!(sandbox.draftq(["list", "--json", "--agent=claude"]).expect(0).lines().len(), 2);
     // What is done is not done again.
-    let again = sandbox.draftq(sh(&options, "exit 1")).expect(0).json();
+    let again = sandbox.draftq(by_exit_code(&options, "exit 1")).expect(0).json();
     assert_eq!(again["sweep"]["already_present"], 2);
 }
 
@@ -363,13 +391,14 @@ fn wrong_usage_touches_nothing() {
         &["run"][..],
         &["run", "--"],
         &["run", "true"],
-        &["run", "--defer", "--", "true"],
-        &["run", "--jobs=0", "--", "true"],
-        &["run", "--jobs=100000", "--", "true"],
-        &["run", "--limit=0", "--", "true"],
-        &["run", "--timeout-secs=0", "--", "true"],
+        &["run", "--defer", "--exit-code", "--", "true"],
+        &["run", "--jobs=0", "--exit-code", "--", "true"],
+        &["run", "--jobs=100000", "--exit-code", "--", "true"],
+        &["run", "--limit=0", "--exit-code", "--", "true"],
+        &["run", "--timeout-secs=0", "--exit-code", "--", "true"],
         &["run", "--timeout-secs=1", "--defer"],
-        &["run", "--max-errors=-1", "--", "true"],
+        &["run", "--exit-code", "--defer"],
+        &["run", "--max-errors=-1", "--exit-code", "--", "true"],
         &["run", "--agent=x", "--defer"],
     ] {
         assert_eq!(sandbox.draftq(args).expect(64).out(), "", "{args:?}");
@@ -384,7 +413,7 @@ fn the_text_is_in_nobodys_arguments_or_environment() {
     let script =
         "cat /proc/$$/cmdline /proc/$$/environ /proc/$PPID/cmdline /proc/$PPID/environ > seen
         cat > envelope";
-    sandbox.draftq(sh(&[], script)).expect(0);
+    sandbox.draftq(by_exit_code(&[], script)).expect(0);
     let seen = fs::read(sandbox.path("seen")).unwrap();
     let seen = String::from_utf8_lossy(&seen);
     assert!(seen.contains("PATH=") && seen.contains("run"), "{seen}");
@@ -432,7 +461,7 @@ fn a_program_that_writes_hostile_json_is_still_shown_as_json() {
 fn a_full_or_closed_standard_output_loses_no_decision() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("full");
-    let mut command = sandbox.command(["run", "--", "true"]);
+    let mut command = sandbox.command(["run", "--exit-code", "--", "true"]);
     let full = File::options().write(true).open("/dev/full").unwrap();
     let output = command.stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(74));
@@ -442,7 +471,11 @@ fn a_full_or_closed_standard_output_loses_no_decision() {
     let id = sandbox.submit("closed");
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = sandbox.command(["-q", "run", "--", "true"]).stdout(writer).output().unwrap();
+    let output = sandbox
+        .command(["-q", "run", "--exit-code", "--", "true"])
+        .stdout(writer)
+        .output()
+        .unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
     assert_eq!(sandbox.show(&id)["state"], "accepted");
 }
@@ -458,94 +491,12 @@ fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
             let id = sandbox.submit(text);
             sandbox.draftq(["requeue", &id]).expect(0);
         }
-        let mut command = sandbox.command(["run", "--", "true"]);
+        let mut command = sandbox.command(["run", "--exit-code", "--", "true"]);
         let output = command.env("RUST_LOG", "trace").stderr(stderr).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(counts(&document)["accepted"], 2);
     }
-}
-
-/// A run that is in the middle of a draft: its program waits until `release` is opened.
-struct Underway {
-    child: std::process::Child,
-    stderr: BufReader<std::process::ChildStderr>,
-    log: String,
-}
-
-impl Underway {
-    fn start(sandbox: &Sandbox) -> Self {
-        let started = fifo(sandbox.path("started"));
-        fifo(sandbox.path("release"));
-        let script = "cat > /dev/null; echo > started; cat < release";
-        let mut command: Command = sandbox.command(sh(&[], script));
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("draftq starts");
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        // Opening waits for the program.
-        File::open(started).unwrap().read_to_end(&mut Vec::new()).unwrap();
-        Self { child, stderr, log: String::new() }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Read standard error until it speaks of this.
-    fn until_told(&mut self, word: &str) {
-        while !self.log.contains(word) {
-            assert_ne!(self.stderr.read_line(&mut self.log).unwrap(), 0, "{}", self.log);
-        }
-    }
-
-    fn end(mut self) -> Ran {
-        let output = self.child.wait_with_output().unwrap();
-        self.stderr.read_to_string(&mut self.log).unwrap();
-        Ran { code: output.status.code(), stdout: output.stdout, stderr: self.log.into_bytes() }
-    }
-}
-
-fn release(path: &Path) {
-    File::options().write(true).open(path).unwrap().write_all(b"").unwrap();
-}
-
-#[test]
-fn a_signal_lets_the_draft_in_hand_finish() {
-    for signal in [Signal::INT, Signal::TERM] {
-        let sandbox = Sandbox::new();
-        sandbox.submit("one");
-        sandbox.submit("two");
-        let mut underway = Underway::start(&sandbox);
-        underway.signal(signal);
-        underway.until_told("finishing what is in hand");
-        release(&sandbox.path("release"));
-        let ran = underway.end();
-        let document = ran.expect(0).json();
-        assert_eq!(
-            counts(&document),
-            BTreeMap::from([("pending_seen", 2), ("claimed", 1), ("accepted", 1)])
-        );
-        assert_eq!(states(&sandbox), of([("accepted", 1), ("pending", 1)]));
-    }
-}
-
-#[test]
-fn a_second_signal_stops_at_once_and_the_claim_goes_back() {
-    let sandbox = Sandbox::new();
-    let id = sandbox.submit("one");
-    let mut underway = Underway::start(&sandbox);
-    underway.signal(Signal::INT);
-    underway.until_told("finishing what is in hand");
-    underway.signal(Signal::INT);
-    let ran = underway.end();
-    assert_eq!(ran.expect(130).out(), "");
-    assert_eq!(sandbox.show(&id)["state"], "processing");
-    // Its runner is dead: no waiting for the claim to get stale.
-    let document = sandbox.draftq(sh(&[], "exit 0")).expect(0).json();
-    assert_eq!(
-        (&document["summary"]["recovered_processing"], &document["summary"]["accepted"]),
-        (&json!(1), &json!(1))
-    );
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn watch(sandbox: &Sandbox, script: &str) -> Watch {
 fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
     let sandbox = Sandbox::new();
     let first = sandbox.submit("before it begins");
-    let watch = watch(&sandbox, "exit 0");
+    let watch = watch(&sandbox, r#"echo '{"decision":"accepted"}'"#);
     assert_eq!(watch.summary()["items"][0]["id"], *first);
     let second = sandbox.submit("while it waits");
     assert_eq!(watch.summary()["items"][0]["id"], *second);
@@ -82,7 +82,7 @@ fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
 fn a_delayed_draft_is_processed_when_it_is_due() {
     let sandbox = Sandbox::new();
     sandbox.submit("not now");
-    let script = r#"test -e later || { touch later
+    let script = r#"test -e later && echo '{"decision":"accepted"}' || { touch later
         echo '{"decision":"deferred","retry_after_secs":1}'; }"#;
     let begun = Instant::now();
     let watch = watch(&sandbox, script);
@@ -96,7 +96,7 @@ fn a_delayed_draft_is_processed_when_it_is_due() {
 fn looks_are_counted_and_what_did_nothing_is_not_printed() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
-    let options = ["watch", "--iterations", "3", "--poll-secs", "1", "--", "true"];
+    let options = ["watch", "--iterations", "3", "--poll-secs", "1", "--exit-code", "--", "true"];
     let ran = sandbox.draftq(options);
     let lines = ran.expect(0).lines();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -136,7 +136,16 @@ fn an_error_is_logged_and_not_met_again_at_once() {
         )
         .unwrap();
     let begun = Instant::now();
-    let ran = sandbox.draftq(["watch", "--iterations", "2", "--poll-secs", "60", "--", "true"]);
+    let ran = sandbox.draftq([
+        "watch",
+        "--iterations",
+        "2",
+        "--poll-secs",
+        "60",
+        "--exit-code",
+        "--",
+        "true",
+    ]);
     assert_eq!(ran.expect(0).out(), "");
     assert_eq!(ran.err().matches("no room; watching on").count(), 2, "{}", ran.err());
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());

@@ -1,9 +1,10 @@
 //! A program while it runs: its pipes, its deadline and its end.
 
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -51,7 +52,8 @@ pub(super) enum Ending {
     OutputTooLarge,
 }
 
-/// Run this program on this input, in a process group of its own, of which nothing is left.
+/// Run this program on this input, in a process group of its own, of which nothing is left. Its
+/// standard output is the caller's choice; it is kept if it is a pipe.
 pub(super) fn run(
     command: &mut Command,
     input: &[u8],
@@ -60,16 +62,20 @@ pub(super) fn run(
 ) -> Result<Finished, ProcessorError> {
     // A limit past the end of the clock is none.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = registry.start(command).map_err(|error| {
-        ProcessorError::new("spawn", format!("the program could not be started: {error}"))
+        // The draft has no part in that: it comes only after the start.
+        let message = format!("the program could not be started: {error}");
+        ProcessorError::new("spawn", message).uncharged()
     })?;
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let unwatched = |error: io::Error| {
-        ProcessorError::new("io", format!("the program could not be watched: {error}"))
+        // Pipes, pidfds and polling fail for want of descriptors or memory, not because of a draft.
+        let message = format!("the program could not be watched: {error}");
+        ProcessorError::new("io", message).uncharged()
     };
     let mut group = Group::of(child, registry).map_err(unwatched)?;
-    let mut pump = Pump::new(pipes, input).map_err(unwatched)?;
+    let mut pump = Pump::new(pipes, input, registry).map_err(unwatched)?;
 
     let stop = pump.until_exit(&group.pidfd, deadline).map_err(unwatched)?;
     if matches!(stop, Stop::Exited) {
@@ -158,12 +164,16 @@ struct Pump<'i> {
     output: Vec<u8>,
     tail: Tail,
     buffer: Vec<u8>,
+    registry: &'i Registry,
+    /// Looked at for its end only.
+    guard: Option<Arc<PipeWriter>>,
 }
 
 impl<'i> Pump<'i> {
     fn new(
         (stdin, stdout, stderr): (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>),
         input: &'i [u8],
+        registry: &'i Registry,
     ) -> io::Result<Self> {
         // This end of each pipe only: the program's own ends block, as it expects.
         let fds = [
@@ -175,7 +185,17 @@ impl<'i> Pump<'i> {
             ioctl_fionbio(fd, true)?;
         }
         let buffer = vec![0; CHUNK_BYTES];
-        Ok(Self { stdin, stdout, stderr, input, output: Vec::new(), tail: Tail::default(), buffer })
+        Ok(Self {
+            stdin,
+            stdout,
+            stderr,
+            input,
+            output: Vec::new(),
+            tail: Tail::default(),
+            buffer,
+            registry,
+            guard: registry.guard_pipe(),
+        })
     }
 
     /// Pump until the program has exited, is over its deadline or over its cap.
@@ -223,13 +243,14 @@ impl<'i> Pump<'i> {
             self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
             self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
             pidfd.map(|fd| PollFd::new(fd, PollFlags::IN)),
+            self.guard.as_ref().map(|fd| PollFd::new(fd, PollFlags::empty())),
         ];
         let present = entries.each_ref().map(Option::is_some);
         let mut fds: Vec<_> = entries.into_iter().flatten().collect();
         wait(&mut fds, deadline)?;
         // A hang-up or an error counts as well: the read or write that follows tells which.
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [stdin, stdout, stderr, exited] =
+        let [stdin, stdout, stderr, exited, guard_lost] =
             present.map(|present| present && ready.next().unwrap_or(false));
         if stdin {
             self.write_input()?;
@@ -239,6 +260,9 @@ impl<'i> Pump<'i> {
         }
         if stderr {
             self.read_errors()?;
+        }
+        if guard_lost {
+            self.guard = self.registry.guard_lost();
         }
         Ok(exited)
     }

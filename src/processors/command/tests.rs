@@ -21,6 +21,8 @@ fn sh(script: &str) -> CommandProcessor {
     CommandProcessor::new("sh".as_ref(), vec!["-c".into(), script.into()]).unwrap()
 }
 
+const ACCEPT: &str = r#"echo '{"decision":"accepted"}'"#;
+
 fn ask(script: &str) -> Result<Outcome, ProcessorError> {
     ask_about(script, "text", SOON)
 }
@@ -75,34 +77,155 @@ fn is_there(group: &str) -> bool {
 }
 
 #[test]
-fn the_exit_code_decides_when_there_is_no_answer() {
+fn exit_code_0_without_an_answer_is_an_error_and_75_defers() {
     for code in 0..=255 {
         let result = ask(&format!("cat >/dev/null; echo done; echo oops >&2; exit {code}"));
-        match code {
-            0 => assert_eq!(result.unwrap(), DraftProcessingDecision::Accepted.into()),
-            75 => assert_eq!(result.unwrap(), DraftProcessingDecision::Deferred.into()),
-            _ => {
-                let error = result.unwrap_err();
-                assert_eq!(error.class(), "exit");
-                assert_eq!(error.to_string(), format!("the program exited with status {code}"));
-                assert_eq!(error.detail(), Some("oops"));
+        let error = match (code, result) {
+            (75, result) => {
+                assert_eq!(result.unwrap(), DraftProcessingDecision::Deferred.into());
+                continue;
             }
+            (_, result) => result.unwrap_err(),
+        };
+        assert_eq!(error.detail(), Some("oops"));
+        let message = error.to_string();
+        match code {
+            0 => {
+                assert_eq!(error.class(), "protocol");
+                assert!(message.contains("exited with status 0"), "{message}");
+                assert!(message.contains("is text") && message.contains("--exit-code"));
+                assert!(message.contains(r#"such as {"decision":"accepted"}"#), "{message}");
+            }
+            69 => assert_eq!(error.class(), "unavailable"),
+            _ => {
+                assert_eq!(error.class(), "exit");
+                assert_eq!(message, format!("the program exited with status {code}"));
+            }
+        }
+        assert_eq!(error.is_charged(), code != 69);
+    }
+}
+
+#[test]
+fn the_exit_code_alone_decides_where_that_was_asked_for() {
+    let quarantined = r#"echo '{"decision":"quarantined"}'"#;
+    for (script, expected) in [
+        ("exit 0", Ok(DraftProcessingDecision::Accepted)),
+        ("echo '{'; echo '{\"decison\"'", Ok(DraftProcessingDecision::Accepted)),
+        (quarantined, Ok(DraftProcessingDecision::Accepted)),
+        ("head -c 5000000 /dev/zero", Ok(DraftProcessingDecision::Accepted)),
+        ("exit 75", Ok(DraftProcessingDecision::Deferred)),
+        (&format!("{quarantined}; exit 75"), Ok(DraftProcessingDecision::Deferred)),
+        ("exit 69", Err("unavailable")),
+        (&format!("{quarantined}; exit 69"), Err("unavailable")),
+        ("exit 1", Err("exit")),
+        ("kill -9 $$", Err("signal")),
+    ] {
+        let mut processor = sh(script).decide_by_exit_code().with_timeout(SOON);
+        match (processor.process(&draft("text")), expected) {
+            (Ok(decision), expected) => assert_eq!(Ok(decision), expected, "{script}"),
+            (Err(error), expected) => assert_eq!(Err(error.class()), expected, "{script}"),
         }
     }
 }
 
 #[test]
-fn an_answer_decides_when_the_program_ended_well() {
-    let answer = r#"echo '{"decision":"quarantined","note":"n"}'"#;
-    for code in [0, 75] {
-        let outcome = ask(&format!("{answer}; exit {code}")).unwrap();
-        assert_eq!(outcome.decision(), DraftProcessingDecision::Quarantined);
-        assert_eq!(outcome.note(), Some("n"));
+fn an_answer_must_agree_with_the_exit_code() {
+    let print = |decision| format!(r#"echo '{{"decision":"{decision}","note":"n"}}'"#);
+    for decision in DraftProcessingDecision::ALL {
+        let answer = print(decision.as_str());
+        let outcome = ask(&answer).unwrap();
+        assert_eq!((outcome.decision(), outcome.note()), (decision, Some("n")));
+        match ask(&format!("{answer}; exit 75")) {
+            Ok(outcome) => {
+                assert_eq!(decision, DraftProcessingDecision::Deferred);
+                assert_eq!((outcome.decision(), outcome.note()), (decision, Some("n")));
+            }
+            Err(error) => {
+                assert_ne!(decision, DraftProcessingDecision::Deferred);
+                assert_eq!(error.class(), "protocol");
+                assert!(error.to_string().contains("status 75"), "{error}");
+            }
+        }
+        let error = ask(&format!("{answer}; exit 69")).unwrap_err();
+        assert!(error.class() == "protocol" && error.to_string().contains("status 69"), "{error}");
+        assert!(error.is_charged());
+        assert_eq!(ask(&format!("{answer}; exit 1")).unwrap_err().class(), "exit");
+        assert_eq!(ask(&format!("{answer}; kill -TERM $$")).unwrap_err().class(), "signal");
     }
+    for code in [69, 75] {
+        for broken in [r#"{"decison":"deferred"}"#, r#"{"decision":"deferred"}\nbye"#, "{"] {
+            let error = ask(&format!("printf '{broken}\n'; exit {code}")).unwrap_err();
+            assert_eq!(error.class(), "protocol", "{broken}");
+        }
+    }
+}
+
+#[test]
+fn a_program_that_is_unavailable_is_no_fault_of_the_draft() {
+    let answer = r#"echo '{"unavailable":"no \u001b key"}'; echo oops >&2"#;
+    for script in [answer, &format!("{answer}; exit 69")] {
+        let error = ask(script).unwrap_err();
+        assert_eq!((error.class(), error.is_charged()), ("unavailable", false));
+        assert!(!error.to_string().contains("key"), "{error}");
+        assert_eq!(error.detail(), Some("no \\u{1b} key\noops"));
+    }
+    assert_eq!(ask(&format!("{answer}; exit 75")).unwrap_err().class(), "protocol");
     assert_eq!(ask(&format!("{answer}; exit 1")).unwrap_err().class(), "exit");
-    assert_eq!(ask(&format!("{answer}; kill -TERM $$")).unwrap_err().class(), "signal");
-    let decision = sh(answer).process(&draft("text")).unwrap();
-    assert_eq!(decision, DraftProcessingDecision::Quarantined);
+}
+
+/// The shapes in which a program may mean "quarantined" and not say it.
+#[test]
+fn what_is_not_a_valid_answer_is_never_accepted() {
+    let object = r#"{"decision":"quarantined"}"#;
+    for (shape, printed, why) in [
+        ("nothing", String::new(), "nothing was printed"),
+        ("blank lines", "\n \r\n".into(), "nothing was printed"),
+        ("misspelt key", r#"{"decison":"quarantined"}"#.into(), "unknown key"),
+        ("another key", r#"{"decision":"accepted","risk":"high"}"#.into(), "unknown key"),
+        ("key in capitals", r#"{"Decision":"quarantined"}"#.into(), "not in lower case"),
+        ("value in capitals", r#"{"decision":"Quarantined"}"#.into(), "none of accepted"),
+        ("array", format!("[{object}]"), "an array"),
+        ("nested result", format!(r#"{{"result":{object}}}"#), "unknown key"),
+        ("bare word", "quarantined".into(), "is text"),
+        ("JSON string", "\"quarantined\"".into(), "no object"),
+        ("prefix", format!("Decision: {object}"), "is text"),
+        ("fenced block", format!("```json\n{object}\n```"), "line after the answer"),
+        ("fenced pretty", "```\n{\n\"x\":\n1}\n```".into(), "fenced block"),
+        ("pretty", "{\n  \"decision\": \"quarantined\"\n}".into(), "on one line"),
+        ("line after", format!("{object}\nbye"), "line after the answer"),
+        ("two decisions", format!("{object}\n{{\"decision\":\"accepted\"}}"), "two answers"),
+        ("two on a line", format!("{object}{{\"decision\":\"accepted\"}}"), "same line"),
+        ("byte order mark", format!("\u{feff}{object}"), "byte order mark"),
+        ("trailing comma", r#"{"decision":"quarantined",}"#.into(), "comma"),
+        ("single quotes", "{'decision':'quarantined'}".into(), "double quotes"),
+        ("NaN", r#"{"decision":"quarantined","output":NaN}"#.into(), "NaN"),
+        ("key twice", r#"{"decision":"quarantined","decision":"accepted"}"#.into(), "twice"),
+        ("cut off", r#"{"decision":"quarantined""#.into(), "too early"),
+        ("no decision", "{}".into(), "no decision"),
+        ("null", r#"{"decision":null}"#.into(), "none of accepted"),
+        ("other id", r#"{"id":"0123456789abcdef","decision":"accepted"}"#.into(), "its id"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("printed");
+        fs::write(&file, format!("{printed}\n")).unwrap();
+        let error = ask(&format!("cat '{}'", file.display())).expect_err(shape);
+        assert_eq!((error.class(), error.is_charged()), ("protocol", true), "{shape}");
+        let message = error.to_string();
+        assert!(message.contains(why), "{shape}: {message}");
+        assert!(
+            message.contains("expected one JSON object as the last line"),
+            "{shape}: {message}"
+        );
+        for content in ["quarantined", "decison", "bye", "risk", "high", "0123"] {
+            let told = message.replace("failed, quarantined and", "");
+            assert!(!told.contains(content), "{shape}: {message}");
+        }
+    }
+    for fine in [format!("{object}\r"), format!("thinking\n{{\"n\":1}}\r\n\r\n {object}\r\n\n")] {
+        let outcome = ask(&format!("printf '%s\n' '{fine}'")).unwrap();
+        assert_eq!(outcome.decision(), DraftProcessingDecision::Quarantined, "{fine}");
+    }
 }
 
 #[test]
@@ -131,7 +254,8 @@ fn the_program_reads_the_envelope_and_then_the_end() {
 #[test]
 fn the_text_is_on_standard_input_alone() {
     let script = r#"cat /proc/$$/cmdline /proc/$$/environ | grep -q 'can[a]ry' && exit 3
-        grep -q 'can[a]ry' || exit 4"#;
+        grep -q 'can[a]ry' || exit 4
+        echo '{"decision":"accepted"}'"#;
     assert_eq!(
         ask_about(script, "canary", SOON).unwrap(),
         Outcome::new(DraftProcessingDecision::Accepted)
@@ -142,7 +266,7 @@ fn the_text_is_on_standard_input_alone() {
 fn arguments_go_as_they_are() {
     let args = ["-c", r#"[ "$0|$1|$2" = 'a b|$HOME;*|' ]"#, "a b", "$HOME;*", ""];
     let args = args.map(OsString::from).to_vec();
-    let mut processor = CommandProcessor::new("sh".as_ref(), args).unwrap();
+    let mut processor = CommandProcessor::new("sh".as_ref(), args).unwrap().decide_by_exit_code();
     processor.process(&draft("text")).unwrap();
 }
 
@@ -150,7 +274,8 @@ fn arguments_go_as_they_are() {
 fn a_program_need_not_read() {
     let text = "x".repeat(5_000_000);
     for script in ["true", "exec <&-; sleep 0.05", "head -c 100 >/dev/null", "sleep 0.05"] {
-        let outcome = ask_about(script, &text, SOON).unwrap();
+        let script = format!("{script}; {ACCEPT}");
+        let outcome = ask_about(&script, &text, SOON).unwrap();
         assert_eq!(outcome.decision(), DraftProcessingDecision::Accepted, "{script}");
     }
 }
@@ -165,7 +290,11 @@ fn a_program_may_answer_at_length_before_it_reads() {
 
 #[test]
 fn output_has_a_cap() {
-    let print = |bytes| format!("cat >/dev/null; head -c {bytes} /dev/zero");
+    let answer = "\n{\"decision\":\"accepted\"}\n";
+    let print = |bytes| {
+        let bytes = bytes - answer.len();
+        format!("cat >/dev/null; head -c {bytes} /dev/zero; echo; {ACCEPT}")
+    };
     assert!(ask(&print(MAX_OUTPUT_BYTES)).is_ok());
     let error = ask(&print(MAX_OUTPUT_BYTES + 1)).unwrap_err();
     assert_eq!(error.class(), "output_too_large");
@@ -201,9 +330,9 @@ fn a_program_that_hangs_is_killed_with_its_group() {
 
 #[test]
 fn a_time_limit_may_be_beyond_the_clock() {
-    let mut processor = sh("true").with_timeout(Duration::MAX);
+    let mut processor = sh("true").decide_by_exit_code().with_timeout(Duration::MAX);
     assert!(processor.process(&draft("text")).is_ok());
-    let mut processor = sh("true").with_timeout(None);
+    let mut processor = sh("true").decide_by_exit_code().with_timeout(None);
     assert!(processor.process(&draft("text")).is_ok());
 }
 
@@ -245,7 +374,7 @@ fn an_answer_that_breaks_the_rules_is_an_error_without_a_quote() {
         assert!(!format!("{error} {error:?}").contains("canary"), "{error}");
         assert_eq!(error.detail(), Some("why"));
     }
-    assert!(ask(r"printf '\377\376\n'").is_ok());
+    assert_eq!(ask(r"printf '\377\376\n'").unwrap_err().class(), "protocol");
     assert!(ask(r#"printf '\377\n{"decision":"failed"}'"#).is_ok());
 }
 
@@ -275,28 +404,104 @@ fn a_program_is_looked_up_at_once() {
 }
 
 #[test]
-fn a_program_that_cannot_be_started_is_an_error_of_the_draft() {
+fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");
     let mut file = File::create(&path).unwrap();
     file.write_all(b"#!/bin/sh\n").unwrap();
     file.set_permissions(Permissions::from_mode(0o700)).unwrap();
-    let mut processor = CommandProcessor::new(path.as_os_str(), Vec::new()).unwrap();
+    let mut processor =
+        CommandProcessor::new(path.as_os_str(), Vec::new()).unwrap().decide_by_exit_code();
+    let mut refused = |word: &str| {
+        let error = processor.process(&draft("text")).unwrap_err();
+        assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    };
     // A program cannot be started while it is open for writing; one tries for a while.
-    let error = processor.process(&draft("text")).unwrap_err();
-    assert_eq!(error.class(), "spawn");
-    assert!(error.to_string().contains("busy"), "{error}");
+    refused("busy");
     drop(file);
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    refused("ermission denied");
+    fs::write(&path, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+    refused("No such file");
+    fs::write(&path, "#!/bin/sh\n").unwrap();
     assert!(processor.process(&draft("text")).is_ok());
 
     fs::remove_file(&path).unwrap();
     let error = processor.process(&draft("text")).unwrap_err();
-    assert_eq!(error.class(), "spawn");
+    assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
+}
+
+/// The programs of a process of its own, as it were.
+fn new_registry() -> &'static Registry {
+    Box::leak(Box::new(Registry::new()))
+}
+
+#[test]
+fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
+    let registry = new_registry();
+    let dir = tempfile::tempdir().unwrap();
+    let (started, release) = (dir.path().join("started"), dir.path().join("release"));
+    for path in [&started, &release] {
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+    }
+    let script = format!("echo > '{}'; cat < '{}'; {ACCEPT}", started.display(), release.display());
+    let mut long = sh(&script);
+    long.registry = registry;
+    let mut short = sh(ACCEPT);
+    short.registry = registry;
+    thread::scope(|scope| {
+        let running = scope.spawn(move || long.process(&draft("long")).unwrap());
+        fs::read(&started).unwrap();
+        let first = registry.with_guard(|guard| {
+            kill_process(guard.process(), Signal::STOP).unwrap();
+            // More than a pipe takes, about a slot that no program has.
+            while guard.tell(1, None).is_ok() {}
+            guard.process()
+        });
+        let decision = short.process(&draft("short")).unwrap();
+        assert_eq!(decision, DraftProcessingDecision::Accepted);
+        assert_ne!(registry.with_guard(|guard| guard.process()), first);
+        assert!(!Path::new(&format!("/proc/{first}")).exists(), "the first one is not reaped");
+        // The program that was there all the time is not killed, and on the new guard's list.
+        assert_eq!(registry.len(), 1);
+        fs::write(&release, "").unwrap();
+        assert_eq!(running.join().unwrap(), DraftProcessingDecision::Accepted);
+    });
+    assert_eq!(registry.len(), 0);
+}
+
+#[test]
+fn a_program_may_kill_its_own_group_or_the_guard() {
+    let registry = new_registry();
+    let ask = |script: &str| {
+        let mut processor = sh(script).with_timeout(SOON);
+        processor.registry = registry;
+        processor.process_to_outcome(&draft("text"))
+    };
+    let error = ask(&format!("{ACCEPT}; kill -9 0")).unwrap_err();
+    assert_eq!(error.class(), "signal");
+    for _ in 0..3 {
+        let guard = registry.with_guard(|guard| guard.process());
+        // It is replaced while the program runs, and reaped.
+        let kill = format!("kill -9 {guard}; while [ -e /proc/{guard} ]; do :; done");
+        let outcome = ask(&format!("{kill}; {ACCEPT}")).unwrap();
+        assert_eq!(outcome.decision(), DraftProcessingDecision::Accepted);
+        assert_ne!(registry.with_guard(|guard| guard.process()), guard);
+    }
 }
 
 #[test]
 fn all_programs_can_be_killed_at_once() {
-    let registry: &'static Registry = Box::leak(Box::new(Registry::new()));
+    let registry = new_registry();
     let groups = tempfile::tempdir().unwrap();
     let script = format!("touch '{}'/$$; sleep 1000 & sleep 1000", groups.path().display());
     let mut processor = sh(&script);

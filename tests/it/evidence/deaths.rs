@@ -40,7 +40,8 @@ impl Scene {
     /// A draft in the hands of a runner, and nothing else to do.
     pub(super) fn owned(&mut self, text: &str) -> Owner {
         self.store.submit(&draft(text)).unwrap();
-        let mut command = self.bench.command(["run", "--json", "-q", "--", "sh", "-c", PROGRAM]);
+        let mut command =
+            self.bench.command(["run", "--json", "-q", "--exit-code", "--", "sh", "-c", PROGRAM]);
         command.env("HAVE", &self.have.path).env("LEAVE", &self.leave.path);
         let process = Process::start_piped(&mut command);
         Owner { process, program: self.have.line() }
@@ -82,7 +83,7 @@ pub(super) const WINDOW: Option<Duration> = Some(Duration::from_secs(900));
 fn the_next_run_takes_a_dead_owners_draft_at_once() {
     let mut scene = Scene::new();
     scene.orphaned("in hand");
-    let output = scene.bench.output(["run", "--json", "-q", "--", "true"]);
+    let output = scene.bench.output(["run", "--json", "-q", "--exit-code", "--", "true"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let summary = &json(&output)["summary"];
     assert_eq!((&summary["recovered_processing"], &summary["accepted"]), (&json!(1), &json!(1)));
@@ -112,9 +113,9 @@ fn without_its_lock_file_age_decides() {
     scene.orphaned("dead");
     std::fs::remove_dir_all(scene.bench.locks()).unwrap();
     assert_eq!(scene.recovered(WINDOW), 0);
-    let output = scene.bench.output(["run", "--json", "-q", "--", "true"]);
+    let output = scene.bench.output(["run", "--json", "-q", "--exit-code", "--", "true"]);
     assert_eq!(json(&output)["summary"]["claimed"], 0, "{output:?}");
-    let now = ["run", "--json", "-q", "--stale-processing-secs", "0", "--", "true"];
+    let now = ["run", "--json", "-q", "--stale-processing-secs", "0", "--exit-code", "--", "true"];
     let output = scene.bench.output(now);
     let summary = &json(&output)["summary"];
     assert_eq!((&summary["recovered_processing"], &summary["accepted"]), (&json!(1), &json!(1)));
@@ -174,7 +175,7 @@ fn a_draft_that_kills_its_runner_ends_in_failed_and_the_queue_flows() {
         store.submit(&draft(&format!("harmless {n}"))).unwrap();
     }
     let program = r#"IFS= read -r line; case $line in *poison*) kill -9 $PPID;; esac"#;
-    let run = || bench.output(["run", "--json", "-q", "--", "sh", "-c", program]);
+    let run = || bench.output(["run", "--json", "-q", "--exit-code", "--", "sh", "-c", program]);
     let state = || -> (String, i64, i64) {
         bench
             .sql()
@@ -233,7 +234,8 @@ fn watch_notices(rounds: usize) {
     let mut rng = Rng::with_seed(seed);
     let mut scene = Scene::new();
     let (mut have, mut leave) = (scene.bench.fifo("watch-have"), scene.bench.fifo("watch-leave"));
-    let mut command = scene.bench.command(["watch", "--json", "-q", "--", "sh", "-c", PROGRAM]);
+    let mut command =
+        scene.bench.command(["watch", "--json", "-q", "--exit-code", "--", "sh", "-c", PROGRAM]);
     command.env("HAVE", &have.path).env("LEAVE", &leave.path);
     let mut watch = Process::start_piped(&mut command);
     let mut reports = watch.child().stdout.take().unwrap();

@@ -15,6 +15,8 @@ use super::{Bench, Fifo, Process, draft, json, seed, size};
 /// Says that it has the draft, then waits for its answer.
 const PROGRAM: &str = r#"echo have > "$HAVE"; read -r answer < "$ANSWER"; eval "$answer""#;
 
+const ACCEPT: &str = r#"echo '{"decision":"accepted"}'"#;
+
 #[test]
 fn frozen_short() {
     frozen(12);
@@ -61,7 +63,7 @@ fn frozen(rounds: usize) {
         let meanwhile = [Meanwhile::Finished, Meanwhile::Held, Meanwhile::Waiting][round % 3];
         let by_hand = rng.bool();
         // A late error is as late as a late decision.
-        let late = ["exit 0", "exit 75", "exit 9", r#"echo '{"decision":"quarantined"}'"#];
+        let late = [ACCEPT, "exit 75", "exit 9", r#"echo '{"decision":"quarantined"}'"#];
         let id = scene.round(&format!("{seed} {round}"), meanwhile, by_hand, late[rng.usize(..4)]);
         let count: usize = scene
             .sql
@@ -137,7 +139,7 @@ impl Scene<'_> {
 
         match other {
             Some(other) => {
-                self.other.1.say("exit 0");
+                self.other.1.say(ACCEPT);
                 let output = other.output();
                 assert_eq!(output.status.code(), Some(0), "{output:?}");
                 assert_eq!(json(&output)["summary"]["accepted"], 1);
@@ -149,7 +151,7 @@ impl Scene<'_> {
     }
 
     fn accept(&self) {
-        let output = self.bench.output(["run", "--json", "-q", "--", "true"]);
+        let output = self.bench.output(["run", "--json", "-q", "--exit-code", "--", "true"]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         assert_eq!(json(&output)["summary"]["accepted"], 1, "{output:?}");
     }

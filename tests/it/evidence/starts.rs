@@ -28,7 +28,7 @@ fn first_start(rounds: usize) {
                 let text = format!("draft {n} of {round}");
                 let arguments: &[&str] = match (n, rng.u8(..4)) {
                     (0, _) | (_, 0 | 1) => &["submit", "--json", "--text", &text],
-                    (_, 2) => &["run", "--json", "-q", "--", "true"],
+                    (_, 2) => &["run", "--json", "-q", "--exit-code", "--", "true"],
                     _ => &["list", "--json"],
                 };
                 let submits = arguments[0] == "submit";

@@ -38,7 +38,8 @@ fn storm(drafts: usize, fair: bool) {
     let begun = Instant::now();
     let runners: Vec<_> = (0..RUNNERS)
         .map(|_| {
-            let mut command = bench.command(["run", "--json", "-q", "--", "sh", "-c", PROGRAM]);
+            let mut command =
+                bench.command(["run", "--json", "-q", "--exit-code", "--", "sh", "-c", PROGRAM]);
 
             Process::start(
                 command

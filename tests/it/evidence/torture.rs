@@ -36,6 +36,7 @@ const ACCEPT: &str = r#"
 IFS= read -r line || exit 1
 id=${line#*'"id":"'}
 echo "${id%%'"'*}" >> "$EXECUTED"
+echo '{"decision":"accepted"}'
 "#;
 
 #[test]

@@ -176,7 +176,7 @@ const SCENES: [Scene; 6] = [
     },
     Scene {
         name: "run",
-        arguments: &["run", "--json", "-q", "--", "true"],
+        arguments: &["run", "--json", "-q", "--exit-code", "--", "true"],
         before: Some(three_drafts),
         done: &[0],
         runs: true,
@@ -190,7 +190,7 @@ const SCENES: [Scene; 6] = [
     },
     Scene {
         name: "run with errors",
-        arguments: &["run", "--json", "-q", "--max-errors", "2", "--", "false"],
+        arguments: &["run", "--json", "-q", "--max-errors", "2", "--exit-code", "--", "false"],
         before: Some(a_dead_runner),
         done: &[70],
         runs: true,
@@ -217,7 +217,7 @@ fn three_drafts(bench: &Bench) {
 fn one_accepted(bench: &Bench) {
     assert_eq!(draft("draft 0").id().to_hex(), TO_REQUEUE);
     three_drafts(bench);
-    let output = bench.output(["run", "--json", "-q", "--limit", "1", "--", "true"]);
+    let output = bench.output(["run", "--json", "-q", "--limit", "1", "--exit-code", "--", "true"]);
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -373,7 +373,7 @@ fn copy(from: &Path, to: &Path) {
 fn strace_works() -> bool {
     let probe = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=getcwd"])
-        .args(["-e", "inject=getcwd:error=EIO:when=100", "--", "true"])
+        .args(["-e", "inject=getcwd:error=EIO:when=100", "--exit-code", "--", "true"])
         .output();
     let works = probe.as_ref().is_ok_and(|output| output.status.success());
     if !works {
