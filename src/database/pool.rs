@@ -181,8 +181,8 @@ impl ManageConnection for Connector {
 
 #[cfg(test)]
 mod tests {
-    use crate::database::trust::Owner;
     use super::*;
+    use crate::database::trust::Owner;
 
     #[test]
     fn a_waiting_thread_gets_whichever_connection_is_free_first() {

@@ -160,7 +160,7 @@ fn a_row_that_cannot_be_read_hides_no_other() {
 fn a_history_is_shown_as_far_as_it_can_be_read() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
-    sandbox.draftq(["run", "--", "true"]).expect(0);
+    sandbox.draftq(["run", "--exit-code", "--", "true"]).expect(0);
     let connection = unguarded(&sandbox.db());
     for (pid, expected) in [
         ("4294967296", json!(4_294_967_296_i64)),

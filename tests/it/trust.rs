@@ -132,8 +132,8 @@ fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, Vec<u8>)> {
 /// Commands that write a draft, run, wait, and only look.
 const COMMANDS: [&[&str]; 4] = [
     &["submit", "--text", "private"],
-    &["run", "--", "true"],
-    &["watch", "--iterations", "1", "--", "true"],
+    &["run", "--exit-code", "--", "true"],
+    &["watch", "--iterations", "1", "--exit-code", "--", "true"],
     &["stats"],
 ];
 
@@ -193,7 +193,7 @@ fn a_second_link_is_refused_under_both_names() {
         assert_eq!(error.kind(), ErrorKind::ForeignDatabase, "{error}");
     }
     fs::remove_file(other).unwrap();
-    draftq(&db, &["run", "--", "true"]).expect(0);
+    draftq(&db, &["run", "--exit-code", "--", "true"]).expect(0);
 }
 
 #[test]
@@ -324,7 +324,7 @@ impl Drop for Process {
 /// Evidence 19: a watch on each name, submits in turn on both. What was acknowledged is decided.
 fn two_names(what: &str, wrapper: &[String], names: [&Path; 2]) {
     let (mut acknowledged, mut refused) = (Vec::new(), 0);
-    let args = ["watch", "--poll-secs", "1", "--json", "--", "true"];
+    let args = ["watch", "--poll-secs", "1", "--json", "--exit-code", "--", "true"];
     let watches = names.map(|name| Process::start(behind(wrapper, name, &args)));
     for number in 0..60_usize {
         let text = format!("{what} {number}");
@@ -336,7 +336,7 @@ fn two_names(what: &str, wrapper: &[String], names: [&Path; 2]) {
         }
     }
     drop(watches);
-    finish(behind(wrapper, names[0], &["run", "--", "true"]), b"");
+    finish(behind(wrapper, names[0], &["run", "--exit-code", "--", "true"]), b"");
     for id in &acknowledged {
         let shown = finish(behind(wrapper, names[0], &["show", id, "--json"]), b"");
         assert_eq!(shown.expect(0).json()["state"], "accepted");
@@ -355,12 +355,12 @@ fn two_names(what: &str, wrapper: &[String], names: [&Path; 2]) {
 fn two_names_lose_no_acknowledged_draft() {
     let fresh = |names: &str| {
         let (place, db) = inbox();
-        draftq(&db, &["run", "--", "true"]).expect(0);
+        draftq(&db, &["run", "--exit-code", "--", "true"]).expect(0);
         fs::remove_dir_all(db.parent().unwrap()).unwrap();
         fs::create_dir(place.path().join("a")).unwrap();
         fs::create_dir(place.path().join("b")).unwrap();
         draftq(&db, &["stats"]);
-        draftq(&db, &["run", "--", "true"]).expect(0);
+        draftq(&db, &["run", "--exit-code", "--", "true"]).expect(0);
         let other = place.path().join(names);
         (place, db, other)
     };
@@ -738,13 +738,13 @@ fn root_on_a_users_inbox_leaves_all_of_it_to_the_user() {
     // She wakes root's watch, and her own runner lives beside it.
     draftq_as(ALICE, &db, &["submit", "--text", "again"]).expect(0);
     waiting.line();
-    draftq_as(ALICE, &db, &["run", "--", "true"]).expect(0);
+    draftq_as(ALICE, &db, &["run", "--exit-code", "--", "true"]).expect(0);
     let root_pid = Pid::from_child(&waiting.child);
     kill_process(root_pid, Signal::KILL).unwrap();
     drop(waiting);
     everything_is_hers("after root was killed");
     draftq(&db, &["submit", "--text", "from root"]).expect(0);
-    draftq(&db, &["run", "--", "true"]).expect(0);
+    draftq(&db, &["run", "--exit-code", "--", "true"]).expect(0);
     draftq(&db, &["stats"]).expect(0);
     everything_is_hers("after root's commands");
     let stats = draftq_as(ALICE, &db, &["stats", "--json"]).expect(0).json();
@@ -803,7 +803,7 @@ fn in_a_user_namespace_only_what_is_ones_own_is_used() {
         for path in tree(directory).into_keys().filter(|path| path != &sticky) {
             assert_eq!(fs::metadata(&path).unwrap().uid(), ALICE, "{}", path.display());
         }
-        draftq_as(ALICE, &directory.join("q.db"), &["run", "--", "true"]).expect(0);
+        draftq_as(ALICE, &directory.join("q.db"), &["run", "--exit-code", "--", "true"]).expect(0);
     }
     for uid in [0, MALLORY] {
         let db = sticky.join(format!("{uid}.db"));
@@ -837,7 +837,7 @@ fn a_run_that_cannot_use_the_runners_directory_recovers_nothing() {
     let processing = || -> Value { draftq(&db, &["stats", "--json"]).json() };
     let before = processing();
     let directory = beside(&db, "-runners");
-    let args = ["run", "--stale-processing-secs", "0", "--", "true"];
+    let args = ["run", "--stale-processing-secs", "0", "--exit-code", "--", "true"];
     for (wide, code) in [(0o500, 73), (0o000, 73), (0o600, 73)] {
         mode(&directory, wide);
         let ran = draftq_as(ALICE, &db, &args);

@@ -8,7 +8,7 @@ use crate::harness::have;
 
 /// `draftq run` on what is pending, behind a wrapper: a program that ends in `"$@"`.
 fn run_behind(scene: &Scene, wrapper: &[&str]) -> Output {
-    let run = ["run", "--json", "-q", "--stale-processing-secs", "0", "--", "true"];
+    let run = ["run", "--json", "-q", "--stale-processing-secs", "0", "--exit-code", "--", "true"];
     let run = scene.bench.command(run);
     let mut command = Command::new(wrapper[0]);
     command.args(&wrapper[1..]).arg(run.get_program()).args(run.get_args());
