@@ -1,6 +1,8 @@
 //! What is the machine's fault is not the draft's: it is given back, a result is kept, and
 //! nothing is charged.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -12,7 +14,7 @@ use draftq::{
 };
 use rusqlite::Connection;
 
-use crate::harness::{draft, store};
+use crate::harness::{Sandbox, draft, finish, store};
 
 /// Errs as if the machine had no process to spare, so many times, and accepts then.
 struct Starved {
@@ -141,4 +143,69 @@ fn a_result_is_kept_for_as_long_as_others_hold_the_lock() {
         let events: Vec<_> = history.iter().map(|event| event.event.as_str()).collect();
         assert_eq!(events, ["submitted", "claimed", "decided"]);
     }
+}
+
+/// More programs at a time than the machine has descriptors for.
+#[test]
+fn too_few_descriptors_charge_no_draft() {
+    let sandbox = Sandbox::new();
+    let drafts: Vec<_> = (0..120).map(|number| draft(&format!("draft {number}"))).collect();
+    sandbox.store().submit_many(&drafts).unwrap();
+    // Each program takes some four descriptors of the runner's.
+    let script = format!(
+        r#"ulimit -n 100; exec {} run --json --jobs 60 -- sh -c 'read -r line; echo "{{\"decision\":\"accepted\"}}"'"#,
+        env!("CARGO_BIN_EXE_draftq")
+    );
+    let mut command = sandbox.command_of("sh");
+    command.args(["-c", &script]);
+    let ran = finish(command, b"");
+    let summary = &ran.expect(0).json()["summary"];
+    assert_eq!((&summary["accepted"], &summary["errors"]), (&120.into(), &0.into()), "{summary}");
+    let sql = Connection::open(sandbox.db()).unwrap();
+    let charged: i64 = sql
+        .query_row("SELECT sum(errors) + sum(crashes) + sum(claims <> 1) FROM drafts", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert_eq!(charged, 0);
+    // Without the limit nothing of this was seen, so the limit was met.
+    assert!(ran.err().contains("machine does not let a processor work"), "{}", ran.err());
+}
+
+/// The disk is full when a result is to be stored: it is kept until there is room.
+#[test]
+fn a_result_is_kept_while_the_disk_is_full() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+    let sandbox = Sandbox::new();
+    let id = sandbox.submit("paid for");
+    let (have, leave) = (sandbox.path("have"), sandbox.path("leave"));
+    for fifo in [&have, &leave] {
+        let made = std::process::Command::new("mkfifo").arg(fifo).status().unwrap();
+        assert!(made.success());
+    }
+    let script = r#"echo have > "$HAVE"; read -r leave < "$LEAVE"; echo '{"decision":"accepted"}'"#;
+    let mut command = sandbox.command(["run", "--json", "--", "sh", "-c", script]);
+    command.env("HAVE", &have).env("LEAVE", &leave);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    std::fs::read(&have).unwrap();
+    // No file of the runner's may grow, or be written beyond its first byte.
+    let old = prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(1), maximum: None });
+    let old = old.unwrap();
+    std::fs::write(&leave, "leave\n").unwrap();
+    // It says that it could not store the result, and tries again.
+    let mut errors = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("could not be stored yet") {
+        line.clear();
+        assert_ne!(errors.read_line(&mut line).unwrap(), 0, "it ended");
+    }
+    prlimit(Some(pid), Resource::Fsize, old).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let shown = sandbox.show(&id);
+    assert_eq!((&shown["state"], &shown["claims"]), (&"accepted".into(), &1.into()));
+    assert_eq!((&shown["errors"], &shown["crashes"]), (&0.into(), &0.into()));
 }
