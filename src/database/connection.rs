@@ -105,3 +105,37 @@ pub(super) fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlit
     // SQLite answers an mmap_size of a build without mmap, and nothing else, with no row.
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What durability and privacy rest on, by value: the table in `configure` is not enough,
+    /// because it is what a wrong value would be read back against.
+    #[test]
+    fn a_configured_connection_is_durable_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let connection = Connection::open(&path).unwrap();
+        harden(&connection).unwrap();
+        configure(&connection, &path, Duration::from_secs(5)).unwrap();
+        for (name, value) in [
+            ("synchronous", 2),
+            ("temp_store", 2),
+            ("mmap_size", 0),
+            ("cell_size_check", 1),
+            ("trusted_schema", 0),
+        ] {
+            assert_eq!(pragma(&connection, name).unwrap(), value, "{name}");
+        }
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+        for (option, value) in [
+            (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+            (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        ] {
+            assert_eq!(connection.db_config(option).unwrap(), value, "{option:?}");
+        }
+    }
+}

@@ -657,3 +657,32 @@ fn a_runner_tells_how_far_it_is() {
     runner.run_one(&mut Judge(accept), bench.clock.now()).into_result().unwrap();
     assert_eq!(*told.lock().unwrap(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }
+
+/// A decision that is made waits for others to share its commit, but a few milliseconds only,
+/// however long the next draft takes.
+#[test]
+fn a_decision_does_not_wait_for_the_next_draft() {
+    let shortest = (0..10)
+        .map(|_| {
+            let bench = bench();
+            let texts: Vec<String> = (0..30).map(|number| number.to_string()).collect();
+            let drafts = bench.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+            let mut waited = Duration::ZERO;
+            bench.run(&mut Judge(|draft: &Draft| {
+                // By then several drafts are claimed at once.
+                if draft.raw_text() == "15" {
+                    let begun = Instant::now();
+                    while bench.state(&drafts[14]) != DraftState::Accepted {
+                        assert!(begun.elapsed() < Duration::from_secs(20), "it is never stored");
+                    }
+                    waited = begun.elapsed();
+                }
+                accept(draft)
+            }));
+            waited
+        })
+        .min()
+        .unwrap();
+    // 5 ms are promised. Of ten tries, one has an undisturbed moment.
+    assert!(shortest < Duration::from_millis(100), "{shortest:?}");
+}
