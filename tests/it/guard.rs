@@ -24,7 +24,9 @@ use crate::harness::{Sandbox, draft};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Leaves a child in its group, shows by an open FIFO that it lives, and says that it has begun.
-const PROGRAM: &str = "exec 3>alive; echo begun >&3; sleep 900 & exec sleep 900";
+///
+/// It first reads the draft, which it is given only when the guard knows of it.
+const PROGRAM: &str = "cat >/dev/null; exec 3>alive; echo begun >&3; sleep 900 & exec sleep 900";
 
 /// A runner with programs in hand.
 struct Runner {
@@ -165,7 +167,8 @@ fn the_programs_of_a_killed_runner_are_gone() {
 #[test]
 fn the_programs_of_a_killed_runner_with_200_jobs_are_gone() {
     let sandbox = Sandbox::new();
-    Runner::start(&sandbox, 200, "exec 3>alive; echo begun >&3; exec sleep 900").die();
+    Runner::start(&sandbox, 200, "cat >/dev/null; exec 3>alive; echo begun >&3; exec sleep 900")
+        .die();
 }
 
 #[test]
@@ -174,7 +177,7 @@ fn a_leader_that_left_its_group_goes_as_well() {
         return;
     }
     // It joins the group of a child of its own.
-    let program = "exec 3>alive; echo begun >&3; exec python3 -c '
+    let program = "cat >/dev/null; exec 3>alive; echo begun >&3; exec python3 -c '
 import os, time
 child = os.fork()
 if child == 0:
@@ -216,7 +219,7 @@ fn a_library_users_programs_die_with_it() {
 
 /// Waits until somebody opens `release`, and accepts.
 const WAITING: &str =
-    r#"exec 3>alive; echo begun >&3; cat <release; echo '{"decision":"accepted"}'"#;
+    r#"cat >/dev/null; exec 3>alive; echo begun >&3; cat <release; echo '{"decision":"accepted"}'"#;
 
 fn release(sandbox: &Sandbox) {
     File::options().write(true).open(sandbox.path("release")).unwrap().write_all(b"").unwrap();

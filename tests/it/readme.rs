@@ -92,6 +92,17 @@ fn the_envelope_is_the_one_shown() {
 }
 
 #[test]
+fn the_answer_shown_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    DraftStore::open(&path).unwrap().submit(&hello()).unwrap();
+    let mut run = crate::harness::draftq(&path);
+    run.args(["run", "--", "printf", "%s", blocks("json")[1]]);
+    let ran = crate::harness::finish(run, b"");
+    assert_eq!(ran.expect(70).json()["summary"]["deferred"], 1, "{}", ran.err());
+}
+
+#[test]
 fn the_sql_works() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");

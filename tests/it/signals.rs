@@ -118,13 +118,15 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
     let sandbox = Sandbox::new();
     let mut command = sandbox.command_of("sh");
     let nohup = r#"trap '' HUP; exec "$0" run -- sh -c "$1""#;
-    command.args(["-c", nohup, env!("CARGO_BIN_EXE_draftq"), WAITING]);
+    let program = r#"[ -e again ] || { touch again; echo > started; read -r line < release; }
+        echo '{"decision":"accepted"}'"#;
+    command.args(["-c", nohup, env!("CARGO_BIN_EXE_draftq"), program]);
     let mut underway = Underway::start(&sandbox, command);
     underway.signal(Signal::HUP);
     underway.signal(Signal::HUP);
-    release(&sandbox);
-    File::open(sandbox.path("started")).unwrap().read_to_end(&mut Vec::new()).unwrap();
-    release(&sandbox);
+    // Opened for both, it waits for nobody, also if the run is over.
+    let mut release = File::options().read(true).write(true).open(sandbox.path("release")).unwrap();
+    release.write_all(b"\n").unwrap();
     let ran = underway.end();
     assert_eq!(ran.expect(0).json()["summary"]["accepted"], 2);
     assert!(!ran.err().contains("finishing"), "{}", ran.err());

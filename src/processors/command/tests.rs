@@ -1,5 +1,5 @@
 use std::fs::{self, File, Permissions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Instant, UNIX_EPOCH};
@@ -477,6 +477,33 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         assert_eq!(running.join().unwrap(), DraftProcessingDecision::Accepted);
     });
     assert_eq!(registry.len(), 0);
+}
+
+#[test]
+fn a_guard_is_told_of_each_start_and_end() {
+    let registry = new_registry();
+    let mut processor = sh(r#"printf '{"decision":"accepted","note":"%d"}' $$"#);
+    processor.registry = registry;
+    processor.process(&draft("text")).unwrap();
+    // From now on its lines stay in the pipe, for this test to read.
+    let guard = registry.with_guard(|guard| {
+        let flags = rustix::fs::fcntl_getfl(&*guard.pipe()).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK), "a stopped guard would stop us");
+        kill_process(guard.process(), Signal::STOP).unwrap();
+        guard.process()
+    });
+    let options = rustix::process::WaitIdOptions::STOPPED;
+    rustix::process::waitid(rustix::process::WaitId::Pid(guard), options).unwrap();
+    let mut expected = String::new();
+    for _ in 0..2 {
+        let outcome = processor.process_to_outcome(&draft("text")).unwrap();
+        expected += &format!("0 {}\n0\n", outcome.note().unwrap());
+    }
+    let mut told = vec![0; 4096];
+    let length = File::open(format!("/proc/{guard}/fd/0")).unwrap().read(&mut told).unwrap();
+    let told = String::from_utf8_lossy(&told[..length]).into_owned();
+    // Before that may be some of the first program, if it was stopped within its lines.
+    assert!(told.ends_with(&expected), "{told:?} {expected:?}");
 }
 
 #[test]
