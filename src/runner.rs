@@ -2,6 +2,7 @@
 //! draft on. The judgement is the processor's ([`DraftProcessor`]).
 
 mod desk;
+mod watch;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use serde::Serialize;
 use tracing::{Span, field};
 
 use self::desk::Desk;
+pub use self::watch::WatchEvent;
 use crate::error::LibrarianError;
 use crate::processor::{DraftProcessor, MAX_DELAY};
 use crate::state::DraftProcessingDecision;

@@ -59,7 +59,7 @@ pub struct List {
 
 impl List {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let output = context.output();
         let mut left = if self.limit == 0 { usize::MAX } else { self.limit };
         let mut query = DraftQuery {
@@ -82,7 +82,6 @@ impl List {
             print_page(output, &page)?;
         }
         if listed == 0 && !output.is_json() {
-            // Which database that is: a mistyped --db makes a new one.
             output.text(&format!("No such drafts in {}.", store.path().display()))?;
         } else if listed == self.limit && !output.is_json() {
             query.limit = 1;
@@ -183,7 +182,7 @@ struct ShowDocument<'a> {
 
 impl Show {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let (record, history, draft) = store.inspect(resolve(&store, &self.id)?)?;
         let output = context.output();
         if self.raw {
@@ -293,7 +292,7 @@ pub struct Stats {}
 
 impl Stats {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let stats = store.stats()?;
         let output = context.output();
         match output.is_json() {

@@ -40,9 +40,9 @@ Exit codes:
   0  done                       70  the run met errors, or drafts were deferred
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
-  66 no such draft or file      75  database busy, try again
-                                78  database of another program or of a
-                                    newer draftq")]
+  66 no such draft, file or     75  database busy, try again
+     database                   78  database of another program, of another
+                                    version, or that others could change")]
 pub struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -122,9 +122,19 @@ struct Context {
 }
 
 impl Context {
-    /// The store, opened as the global options say.
+    /// The store, opened as the global options say, and made if there is none.
     fn store(&self) -> Result<DraftStore, Failure> {
         self.open(DraftStore::options())
+    }
+
+    /// The store that is there, to be read only.
+    fn store_to_read(&self) -> Result<DraftStore, Failure> {
+        self.open(DraftStore::options().read_only(true))
+    }
+
+    /// The store that is there, to be changed.
+    fn store_to_change(&self) -> Result<DraftStore, Failure> {
+        self.open(DraftStore::options().create(false))
     }
 
     fn open(&self, options: StoreOptions) -> Result<DraftStore, Failure> {

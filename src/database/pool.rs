@@ -8,20 +8,25 @@ use std::time::{Duration, Instant};
 use r2d2::{ManageConnection, Pool, PooledConnection};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::busy;
 use super::connection::{configure, harden, open_flags};
 use super::error::TransactionError;
+use super::file::{self, FileIdentity};
+use super::in_use::{InUse, Joined};
 use crate::error::LibrarianError;
 
 /// How often a thread that waits for a connection of the pool checks whether the first is free.
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long the last use of a file that is gone from its path waits for locks.
+const RETIRE_LIMIT: Duration = Duration::from_millis(200);
+
 /// The connections to one file.
 #[derive(Debug)]
 pub(super) struct Connections {
-    path: PathBuf,
     /// The connection that opening made. Most processes never need another, and the pool, which
     /// starts a thread to open one, would be a tenth of what a short command takes.
     first: Mutex<Connection>,
@@ -29,6 +34,32 @@ pub(super) struct Connections {
     limit: u32,
     last_connect_error: LastError,
     busy_timeout: Duration,
+    /// Ends after the connections do.
+    place: Arc<Place>,
+}
+
+/// Which file it is, and where.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// As it was given.
+    named: PathBuf,
+    /// All links followed.
+    path: PathBuf,
+    identity: FileIdentity,
+    /// Says to others that the file is open here.
+    _in_use: InUse,
+}
+
+impl Place {
+    pub(super) fn new(named: &Path, joined: Joined) -> Self {
+        let Joined { path, identity, in_use, .. } = joined;
+        Self { named: named.to_owned(), path, identity, _in_use: in_use }
+    }
+
+    /// Whether the file is still there.
+    fn is_current(&self) -> bool {
+        file::is_at(&self.named, self.identity)
+    }
 }
 
 /// A connection for as long as one thread needs it.
@@ -43,7 +74,7 @@ impl Deref for Lease<'_> {
     fn deref(&self) -> &Connection {
         match self {
             Self::First(connection) => connection,
-            Self::Pooled(connection) => connection,
+            Self::Pooled(pooled) => &pooled.connection,
         }
     }
 }
@@ -52,22 +83,31 @@ impl DerefMut for Lease<'_> {
     fn deref_mut(&mut self) -> &mut Connection {
         match self {
             Self::First(connection) => connection,
-            Self::Pooled(connection) => connection,
+            Self::Pooled(pooled) => &mut pooled.connection,
         }
     }
 }
 
 impl Connections {
     /// At most `limit` connections, and never fewer than two, of which `first` is one.
-    pub(super) fn new(first: Connection, path: &Path, limit: u32, busy_timeout: Duration) -> Self {
+    pub(super) fn new(first: Connection, place: Place, limit: u32, busy_timeout: Duration) -> Self {
         Self {
-            path: path.to_owned(),
             first: Mutex::new(first),
             others: OnceLock::new(),
             limit,
             last_connect_error: LastError::default(),
             busy_timeout,
+            place: Arc::new(place),
         }
+    }
+
+    /// Fail if the file at the path is another one by now, or none.
+    pub(super) fn check_current(&self) -> Result<(), TransactionError> {
+        if self.place.is_current() {
+            return Ok(());
+        }
+        let path = self.place.path.clone();
+        Err(TransactionError::Ours(LibrarianError::FileReplaced { path }))
     }
 
     /// Wait for a free connection, for at most the busy time-out.
@@ -83,6 +123,8 @@ impl Connections {
                 }
                 Err(TryLockError::WouldBlock) => {}
             }
+            // A new one would be to the file that is there now.
+            self.check_current()?;
             // Not for the whole time at once: the first may be free before one of the pool's.
             let pool = self.others.get_or_init(|| self.pool());
             if let Ok(connection) = pool.get_timeout(FIRST_CHECK_INTERVAL) {
@@ -97,7 +139,7 @@ impl Connections {
             Some(error) => TransactionError::Sqlite(error),
             // All connections were in use for as long as a thread waits for a lock.
             None => TransactionError::Ours(LibrarianError::Busy {
-                path: self.path.clone(),
+                path: self.place.path.clone(),
                 waited: self.busy_timeout,
             }),
         })
@@ -106,9 +148,9 @@ impl Connections {
     /// The pool of the other connections, which opens them as they are needed.
     fn pool(&self) -> Pool<Connector> {
         let connector = Connector {
-            path: self.path.clone(),
+            place: Arc::clone(&self.place),
             busy_timeout: self.busy_timeout,
-            manager: SqliteConnectionManager::file(&self.path).with_flags(open_flags()),
+            manager: SqliteConnectionManager::file(&self.place.path).with_flags(open_flags()),
             last_error: Arc::clone(&self.last_connect_error),
         };
         Pool::builder()
@@ -126,12 +168,44 @@ impl Connections {
     }
 }
 
+impl Drop for Connections {
+    fn drop(&mut self) {
+        let first = self.first.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Of what closing does, this takes longest; what follows the next look is to be short, since
+        // SQLite leaves the -wal of a file that is moved in between as it is.
+        first.flush_prepared_statement_cache();
+        if !self.place.is_current() {
+            retire(first);
+        }
+    }
+}
+
+/// Before the last connection to a file closes that is not at its path any more: put what is in its
+/// -wal into it, for it may have been moved, and leave nothing in that -wal, which may still be there
+/// under the name that the next file's has.
+pub(super) fn retire(connection: &Connection) {
+    busy::set_wait_limit(RETIRE_LIMIT);
+    // SQLite compares the inode as well before it removes a -wal by its name when it closes; this
+    // holds for a device that is another, too.
+    let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    // If it fails, another process has the file open, and does the same.
+    let _ = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+}
+
+/// A connection of the pool.
+#[derive(Debug)]
+pub(super) struct Pooled {
+    connection: Connection,
+    /// Ends after the connection does.
+    _place: Arc<Place>,
+}
+
 type LastError = Arc<Mutex<Option<rusqlite::Error>>>;
 
 /// Opens connections as the pool asks for them.
 #[derive(Debug)]
 pub(super) struct Connector {
-    path: PathBuf,
+    place: Arc<Place>,
     busy_timeout: Duration,
     manager: SqliteConnectionManager,
     /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
@@ -139,14 +213,18 @@ pub(super) struct Connector {
 }
 
 impl ManageConnection for Connector {
-    type Connection = Connection;
+    type Connection = Pooled;
     type Error = rusqlite::Error;
 
-    fn connect(&self) -> Result<Connection, rusqlite::Error> {
+    fn connect(&self) -> Result<Pooled, rusqlite::Error> {
         let ready = self.manager.connect().and_then(|connection| {
             harden(&connection)?;
-            match configure(&connection, &self.path, self.busy_timeout) {
-                Ok(()) => Ok(connection),
+            match configure(&connection, &self.place.path, self.busy_timeout) {
+                // SQLite opened what was at the path then.
+                Ok(()) if !self.place.is_current() => {
+                    Err(rusqlite::Error::InvalidPath(self.place.path.clone()))
+                }
+                Ok(()) => Ok(Pooled { connection, _place: Arc::clone(&self.place) }),
                 Err(TransactionError::Sqlite(error)) => Err(error),
                 // The first connection of this process passed the same checks.
                 Err(TransactionError::Ours(_)) => Err(rusqlite::Error::InvalidQuery),
@@ -163,25 +241,28 @@ impl ManageConnection for Connector {
         ready
     }
 
-    fn is_valid(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
-        self.manager.is_valid(connection)
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), rusqlite::Error> {
+        self.manager.is_valid(&mut pooled.connection)
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
-        self.manager.has_broken(connection)
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        self.manager.has_broken(&mut pooled.connection)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::in_use;
     use super::*;
 
     #[test]
     fn a_waiting_thread_gets_whichever_connection_is_free_first() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drafts.db");
-        let first = Connection::open(&path).unwrap();
-        let connections = Connections::new(first, &path, 2, Duration::from_secs(20));
+        let timeout = Duration::from_secs(20);
+        let joined = in_use::join(&path, true, timeout).unwrap();
+        let first = Connection::open(&joined.path).unwrap();
+        let connections = Connections::new(first, Place::new(&path, joined), 2, timeout);
         let first = connections.lease().unwrap();
         let pooled = connections.lease().unwrap();
         assert!(matches!((&first, &pooled), (Lease::First(_), Lease::Pooled(_))));

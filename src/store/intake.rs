@@ -66,12 +66,11 @@ impl DraftStore {
         }
     }
 
-    /// One statement is a transaction by itself, and the cheapest: what it may have to undo, the
-    /// end of the transaction undoes, and it need not be noted down.
+    /// One statement through the view, without what a transaction of many needs.
     fn submit_alone(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
         let now = self.now_ms();
         let id = draft.id();
-        let submission = self.database().statement("submit a draft", |connection| {
+        let submission = self.database().write("submit a draft", |connection| {
             let mut statement = connection.prepare_cached(
                 "INSERT INTO submissions (id, submitted_at, source_surface, source_agent, \
                      source_project, operator, provenance_uri, context_tags, updated_at, \

@@ -44,9 +44,11 @@ impl RunnerRegistration {
 
 impl Drop for RunnerRegistration {
     fn drop(&mut self) {
-        // If this fails, the freed lock says the same to whoever looks next, and is left for that.
-        if self.store.end_runner(self.id).is_ok() {
-            self.lock.remove();
+        // If this fails, the freed lock says the same to whoever looks next, and is left for that;
+        // unless the database with the entry is gone.
+        match self.store.end_runner(self.id) {
+            Ok(()) | Err(LibrarianError::FileReplaced { .. }) => self.lock.remove(),
+            Err(_) => {}
         }
     }
 }
@@ -122,6 +124,7 @@ impl DraftStore {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is moved then.
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
+        self.database().require_writable("recover claims")?;
         let now = self.now_ms();
         let stale_before = unix_ms(stale_before);
         let (mut dead, mut gone, mut by_age) = (Vec::new(), Vec::new(), Vec::new());
