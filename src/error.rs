@@ -155,6 +155,44 @@ pub enum LibrarianError {
         source: io::Error,
     },
 
+    /// There is no database at this path, and what was asked for makes none.
+    #[error("there is no database {}; name another with --db PATH, or submit a draft to make this one", .path.display())]
+    NoDatabase {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+
+    /// The store was opened to read.
+    #[error("cannot {doing}: the database {} was opened to read only", .path.display())]
+    ReadOnlyStore {
+        /// The database.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        doing: &'static str,
+    },
+
+    /// The file at the path is no longer the one that the store has open. The file that is there
+    /// now, if any, was not changed. Open the store again.
+    #[error(
+        "the database {} is not the file any more that was opened: it was removed, or another was put in its place; open it again", .path.display()
+    )]
+    FileReplaced {
+        /// The database.
+        path: PathBuf,
+    },
+
+    /// Another process has a file open that was at this path before. The file that is there now is
+    /// not opened as long as the other's -wal would take effect on it.
+    #[error(
+        "a process still has the file open that was at {} before; waited {waited:?} for it; end it, and try again", .path.display()
+    )]
+    ReplacedFileInUse {
+        /// The database.
+        path: PathBuf,
+        /// How long the store waits at the most.
+        waited: Duration,
+    },
+
     /// Other writers held the database for longer than the store waits.
     #[error("the database {} was busy for {waited:?}; try again", .path.display())]
     Busy {
@@ -184,7 +222,6 @@ pub enum LibrarianError {
         /// What puts it right, a command as a rule.
         remedy: String,
     },
-
     /// The file is a draftq database, and damaged.
     #[error("the database {} is damaged: {reason}; keep the file and restore a backup", .path.display())]
     DamagedDatabase {
@@ -235,8 +272,7 @@ pub enum ErrorKind {
     Storage,
     /// Others hold the database: try again.
     Busy,
-    /// The file belongs to another program or a newer draftq, or cannot be trusted: it has two
-    /// names or another owner, or others may write to it.
+    /// The file belongs to another program or a newer draftq.
     ForeignDatabase,
 }
 
@@ -251,7 +287,9 @@ impl LibrarianError {
             | Self::DraftJson(_)
             | Self::UnsupportedDraftSchema { .. }
             | Self::DraftIdMismatch { .. } => ErrorKind::BadInput,
-            Self::DraftNotFound { .. } | Self::UnknownDraft { .. } => ErrorKind::NotFound,
+            Self::DraftNotFound { .. } | Self::UnknownDraft { .. } | Self::NoDatabase { .. } => {
+                ErrorKind::NotFound
+            }
             Self::LostClaim { .. } | Self::RunnerEnded { .. } => ErrorKind::LostClaim,
             Self::Processor(_)
             | Self::NotYetImplemented { .. }
@@ -261,13 +299,15 @@ impl LibrarianError {
                 ErrorKind::NotFound
             }
             Self::CannotCreate { .. } => ErrorKind::CannotCreate,
-            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Busy { .. } | Self::ReplacedFileInUse { .. } => ErrorKind::Busy,
             Self::ForeignDatabase { .. } | Self::Untrusted { .. } => ErrorKind::ForeignDatabase,
             Self::DraftIo(_)
             | Self::Io { .. }
             | Self::DamagedDraft { .. }
             | Self::DamagedDatabase { .. }
             | Self::Database { .. }
+            | Self::ReadOnlyStore { .. }
+            | Self::FileReplaced { .. }
             | Self::SqliteTooOld { .. } => ErrorKind::Storage,
         }
     }

@@ -3,6 +3,7 @@
 
 mod batch;
 mod dispatcher;
+mod watch;
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use serde::Serialize;
 use tracing::{Span, field};
 
 use self::dispatcher::Dispatcher;
+pub use self::watch::WatchEvent;
 use crate::error::LibrarianError;
 use crate::processor::{DraftProcessor, MAX_DELAY};
 use crate::state::DraftProcessingDecision;

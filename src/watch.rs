@@ -17,7 +17,8 @@ use crate::runner::Cancellation;
 use crate::store::DraftStore;
 use crate::store::wakeup::WAKEUP_FILE;
 
-/// How often to poll for new work of writers that do not notify, and for a cancellation.
+/// How often to poll for new work of writers that do not notify, for a cancellation, and for
+/// another file at the database's path.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 /// How often to ask whether the other runners live.
@@ -39,6 +40,8 @@ pub enum Wake {
     Deadline,
     /// An end was asked for.
     Cancelled,
+    /// The store's file is not at its path any more.
+    Replaced,
 }
 
 /// Waits for work on one store.
@@ -127,6 +130,9 @@ impl Waiter {
             }
             if now >= next_look {
                 next_look = now + POLL_INTERVAL;
+                if !self.store.is_current() {
+                    return Ok(Wake::Replaced);
+                }
                 self.store.check_file()?;
                 let new_work = self.store.new_work(self.mark)?;
                 if new_work.work {

@@ -65,7 +65,7 @@ pub struct List {
 
 impl List {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let output = context.output();
         let query = DraftQuery {
             states: self.states,
@@ -278,7 +278,7 @@ struct ShowDocument<'a> {
 
 impl Show {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let id = resolve(&store, &self.id)?;
         let (record, history, draft) = match store.inspect(id) {
             Ok((record, history, draft)) => (record, history, Ok(draft)),
@@ -412,7 +412,7 @@ pub struct Stats {}
 
 impl Stats {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_read()?;
         let stats = store.stats()?;
         let output = context.output();
         match output.is_json() {

@@ -46,9 +46,10 @@ Exit codes:
   0  done                       70  the run met errors, or drafts were deferred
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
-  66 no such draft or file      75  database busy, try again
-  129, 130, 131, 143            78  database of another program or of a
-     ended by a second signal       newer draftq")]
+  66 no such draft, file or     75  database busy, try again
+     database                   78  database of another program, of another
+  129, 130, 131, 143                version, or that others could change
+     ended by a second signal")]
 pub struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -129,9 +130,19 @@ struct Context {
 }
 
 impl Context {
-    /// The store, opened as the global options say.
+    /// The store, opened as the global options say, and created if there is none.
     fn store(&self) -> Result<DraftStore, Failure> {
         self.open(DraftStore::options())
+    }
+
+    /// The store that is there, to be read only.
+    fn store_to_read(&self) -> Result<DraftStore, Failure> {
+        self.open(DraftStore::options().read_only(true))
+    }
+
+    /// The store that is there, to be changed.
+    fn store_to_change(&self) -> Result<DraftStore, Failure> {
+        self.open(DraftStore::options().create(false))
     }
 
     fn open(&self, options: StoreOptions) -> Result<DraftStore, Failure> {

@@ -27,7 +27,7 @@ pub struct Requeue {
 
 impl Requeue {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
-        let store = context.store()?;
+        let store = context.store_to_change()?;
         let ids: Vec<_> =
             self.ids.iter().map(|id| resolve(&store, id)).collect::<Result<_, _>>()?;
         let requeued = store.requeue(&ids)?;

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{ArgGroup, Args};
 use draftq::error::ErrorKind;
 use draftq::processors::command::CommandProcessor;
-use draftq::runner::{Cancellation, RunReport};
+use draftq::runner::{Cancellation, RunReport, WatchEvent};
 use draftq::store::registration::DEFAULT_MAX_ERRORS;
-use draftq::watch::{Waiter, Wake};
 use draftq::{
     DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
     DraftStore, LibrarianError, Runner,
@@ -26,9 +25,6 @@ use super::intake::{Provenance, Staging, SweepSummary};
 use super::progress::RunProgress;
 use super::render::{Output, count, duration};
 use super::{Context, from_one, from_zero, seconds, signals};
-
-/// How long a watch waits after an iteration that failed, for the first time in a row.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// So many drafts are listed in a line of a watch: it works for as long as it likes in the memory
 /// that it began with, and what became of the others is in the database.
@@ -268,50 +264,32 @@ impl Watch {
         let store = self.processing.store(context)?;
         let cancellation = self.processing.heed_signals()?;
         let runner = self.processing.runner(&store, ready.name, &cancellation).most_items(LISTED);
+        // The runner's must be the only one, to be closed when the file is replaced.
+        drop(store);
         let output = context.output_for_scripts();
-        let mut waiter = Waiter::new(&store)?;
-        let longest_pause = seconds(self.poll_secs.get());
-        let mut pause = FIRST_PAUSE;
-        let mut iterations = self.iterations.map_or(u64::MAX, NonZeroU64::get);
-        loop {
-            let begun = Instant::now();
-            let next = begun + seconds(self.poll_secs.get());
-            if let Err(error) = waiter.mark() {
-                complain(&error);
-            }
-            let report = runner.run(&mut ready.processors, SystemTime::now());
-            self.print(output, ready.name, &report, begun.elapsed())?;
-            waiter.found_work(report.summary.did_something());
-            let stopped_by = report.stopped_by.map(outlive).transpose()?;
-            iterations -= 1;
-            if iterations == 0 {
-                return Ok(ExitCode::SUCCESS);
-            }
-            match stopped_by {
-                None => pause = FIRST_PAUSE,
-                Some(_) => {
-                    // There is work, or the run would not have failed; it will be noticed at once.
-                    pause = pause.min(longest_pause);
-                    if cancellation.wait_until(Instant::now() + pause) {
-                        return Ok(ExitCode::SUCCESS);
-                    }
-                    pause *= 2;
+        let (name, poll_interval) = (ready.name, seconds(self.poll_secs.get()));
+        let iterations = self.iterations.map(NonZeroU64::get);
+        runner.watch(&mut ready.processors, poll_interval, iterations, |event| {
+            match event {
+                WatchEvent::Ran { report, took } => {
+                    self.print(output, name, &report, took)?;
+                    report.stopped_by.map(outlive).transpose()?;
+                }
+                WatchEvent::Failed(error) => outlive(error)?,
+                // Somebody may be in the middle of putting it there.
+                WatchEvent::CannotReopen(error) => complain(&error),
+                WatchEvent::Replaced { path } => say(&format!(
+                    "draftq: the database {} was removed or replaced; closed it, and waiting for \
+                     one there",
+                    path.display()
+                )),
+                WatchEvent::Reopened { path } => {
+                    say(&format!("draftq: opened the database that is at {} now", path.display()));
                 }
             }
-            let wake = match waiter.wait(next, &cancellation) {
-                Ok(wake) => wake,
-                Err(error) => {
-                    outlive(error)?;
-                    match cancellation.wait_until(next) {
-                        true => Wake::Cancelled,
-                        false => Wake::Deadline,
-                    }
-                }
-            };
-            if wake == Wake::Cancelled {
-                return Ok(ExitCode::SUCCESS);
-            }
-        }
+            Ok::<(), Failure>(())
+        })?;
+        Ok(ExitCode::SUCCESS)
     }
 
     fn print(

@@ -28,6 +28,13 @@ pub(super) fn connect(path: &Path) -> Result<Connection, TransactionError> {
     Ok(connection)
 }
 
+/// A connection that cannot write. Where there is a -wal that no process has open, SQLite still
+/// makes a -shm if it can: it cannot read the -wal without one.
+pub(super) fn connect_read_only(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags)
+}
+
 /// What a hostile file must not be able to do, and how long to wait for others.
 pub(super) fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.busy_handler(Some(wait_for_lock))?;
@@ -58,36 +65,51 @@ pub(super) fn configure(
             other => break other?,
         }
     };
-    let wrong = |name: &str, found: String| -> TransactionError {
-        TransactionError::Ours(LibrarianError::Io {
-            doing: "set up",
-            path: path.to_owned(),
-            source: io::Error::other(format!("SQLite keeps {name} at {found}")),
-        })
-    };
     if mode != "wal" {
-        return Err(wrong("journal_mode", mode));
+        return Err(wrong(path, "journal_mode", mode));
     }
-    // synchronous 2 is FULL: every commit is on the disk before it is reported. temp_store 2 is
-    // memory: no draft in a temporary file. A mapped file that another process truncates kills.
-    for (name, value) in [
-        ("synchronous", 2),
-        ("temp_store", 2),
-        ("mmap_size", 0),
-        ("cell_size_check", 1),
-        ("journal_size_limit", 64 * 1024 * 1024),
-        ("cache_size", -CACHE_KIB),
-    ] {
-        connection.pragma_update(None, name, value)?;
-        let found = pragma(connection, name)?;
-        if found != value {
-            return Err(wrong(name, found.to_string()));
-        }
-    }
+    // synchronous 2 is FULL: every commit is on the disk before it is reported.
+    set(connection, path, &[("synchronous", 2), ("journal_size_limit", 64 * 1024 * 1024)])?;
+    configure_reading(connection, path)
+}
+
+/// What every connection needs, also one that cannot write.
+pub(super) fn configure_reading(
+    connection: &Connection,
+    path: &Path,
+) -> Result<(), TransactionError> {
+    // temp_store 2 is memory: no draft in a temporary file. A mapped file that another process
+    // truncates kills.
+    let pragmas =
+        [("temp_store", 2), ("mmap_size", 0), ("cell_size_check", 1), ("cache_size", -CACHE_KIB)];
+    set(connection, path, &pragmas)?;
     match pragma(connection, "trusted_schema")? {
         0 => Ok(()),
-        found => Err(wrong("trusted_schema", found.to_string())),
+        found => Err(wrong(path, "trusted_schema", found.to_string())),
     }
+}
+
+fn set(
+    connection: &Connection,
+    path: &Path,
+    pragmas: &[(&str, i64)],
+) -> Result<(), TransactionError> {
+    for (name, value) in pragmas {
+        connection.pragma_update(None, name, value)?;
+        let found = pragma(connection, name)?;
+        if found != *value {
+            return Err(wrong(path, name, found.to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn wrong(path: &Path, name: &str, found: String) -> TransactionError {
+    TransactionError::Ours(LibrarianError::Io {
+        doing: "set up",
+        path: path.to_owned(),
+        source: io::Error::other(format!("SQLite keeps {name} at {found}")),
+    })
 }
 
 fn turn_wal_on(connection: &Connection) -> Result<String, rusqlite::Error> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +15,7 @@ use super::connection::pragma;
 use super::error::classify;
 use super::schema::check_header;
 pub(crate) use super::trust::FileIdentity;
-use super::trust::{Owner, examine, with_suffix};
+use super::trust::{Examined, examine, with_suffix};
 use crate::error::LibrarianError;
 
 /// Where the file at `path` really is, all links followed. `None` if there is no file.
@@ -51,44 +51,52 @@ pub(crate) fn inspect(path: &Path) -> Result<Option<FileIdentity>, LibrarianErro
     Ok(examine(path)?.map(|examined| examined.identity))
 }
 
-/// Make the file and its directory if they are not there, readable and writable by their owner
-/// alone, and check them. Returns the resolved path and the owner.
-pub(super) fn create_private(path: &Path) -> Result<(PathBuf, Owner), LibrarianError> {
+/// Whether the file at this path, links followed, is still this one. One `stat`: about a
+/// microsecond.
+pub(super) fn is_at(path: &Path, identity: FileIdentity) -> bool {
+    fs::metadata(path)
+        .is_ok_and(|metadata| metadata.dev() == identity.device && metadata.ino() == identity.inode)
+}
+
+/// Where the file at `path` is, or is to be: as [`resolve`], and the directory is made if there is
+/// none.
+pub(super) fn make_place(path: &Path) -> Result<PathBuf, LibrarianError> {
+    if let Some(path) = resolve(path)? {
+        return Ok(path);
+    }
+    let cannot = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LibrarianError::CannotCreate { path, source }
+    };
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
+    };
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
+    }
+    make_private_directory(directory).map_err(cannot(directory))?;
+    Ok(fs::canonicalize(directory).map_err(cannot(directory))?.join(name))
+}
+
+/// Make the file at this resolved path if there is none, readable and writable by its owner alone,
+/// and check it.
+pub(super) fn create_private(path: &Path) -> Result<Examined, LibrarianError> {
     // Closing a descriptor drops this process's locks on the file, so between the making and the
     // closing no other thread may have opened it through SQLite.
     static CREATING: Mutex<()> = Mutex::new(());
     let _alone = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
 
-    let cannot = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LibrarianError::CannotCreate { path, source }
-    };
-    let path = match resolve(path)? {
-        Some(path) => path,
-        None => {
-            let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-                return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
-            };
-            if path.as_os_str().as_bytes().ends_with(b"/") {
-                return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
-            }
-            make_private_directory(directory).map_err(cannot(directory))?;
-            fs::canonicalize(directory).map_err(cannot(directory))?.join(name)
-        }
-    };
-    if let Some(examined) = examine(&path)? {
-        return Ok((path, examined.owner));
+    let cannot = |source| LibrarianError::CannotCreate { path: path.to_owned(), source };
+    if let Some(examined) = examine(path)? {
+        return Ok(examined);
     }
-    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(_) => {}
         // Another process was first.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(cannot(&path)(source)),
+        Err(source) => return Err(cannot(source)),
     }
-    match examine(&path)? {
-        Some(examined) => Ok((path, examined.owner)),
-        None => Err(cannot(&path)(io::ErrorKind::NotFound.into())),
-    }
+    examine(path)?.ok_or_else(|| cannot(io::ErrorKind::NotFound.into()))
 }
 
 /// Make a directory, and those above it, for their owner alone.
@@ -114,11 +122,7 @@ pub(super) fn recognise(path: &Path) -> Result<(), LibrarianError> {
         return Ok(());
     }
     let look = || -> Result<(i64, i64), rusqlite::Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
-            | OpenFlags::SQLITE_OPEN_URI
-            | OpenFlags::SQLITE_OPEN_NOFOLLOW
-            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+        let mut connection = open_immutable(path)?;
         // In the middle of another process's first start or checkpoint, or of one that was cut
         // off, the file is shorter than its header says. This makes SQLite read the header all
         // the same.
@@ -145,6 +149,20 @@ fn journal_undoes_all(path: &Path) -> bool {
     let read = fs::File::open(with_suffix(path, "-journal"))
         .and_then(|mut journal| journal.read_exact(&mut header));
     read.is_ok() && header.starts_with(&MAGIC) && header.ends_with(&[0; 4])
+}
+
+/// Open a file that nobody changes meanwhile: no lock is taken, and neither -wal nor -shm is
+/// opened or made.
+pub(super) fn open_immutable(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(immutable_uri(path), flags).map_err(|error| match error {
+        // rusqlite's text names the URI.
+        rusqlite::Error::SqliteFailure(code, _) => rusqlite::Error::SqliteFailure(code, None),
+        error => error,
+    })
 }
 
 fn immutable_uri(path: &Path) -> String {

@@ -6,9 +6,11 @@
 //! | `file.rs` | creates the file and its directory, and recognises it before it is opened |
 //! | `trust.rs` | refuses a file with two names, of another owner, or that others can write |
 //! | `runners_directory.rs` | opens what is in the directory beside the file, never through a link |
+//! | `in_use.rs` | keeps a file that takes another's place apart from that one's -wal |
 //! | `schema.rs` | creates and migrates the schema |
 //! | `connection.rs` | opens and configures one connection |
 //! | `pool.rs` | leases connections to threads |
+//! | `read_only.rs` | reads without writing anything |
 //! | `busy.rs` | how long to wait for others' locks |
 //! | `turn.rs` | the queue of writers that wait for the write lock |
 //! | `error.rs` | turns an SQLite error into one of this crate's |
@@ -24,7 +26,9 @@ mod busy;
 mod connection;
 mod error;
 mod file;
+mod in_use;
 mod pool;
+mod read_only;
 mod runners_directory;
 mod schema;
 mod trust;
@@ -35,11 +39,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use self::busy::{Files, Wait};
 use self::error::classify;
-use self::pool::Connections;
+use self::pool::{Connections, Place, retire};
+use self::read_only::Reader;
 use self::turn::WriterQueue;
 use crate::error::LibrarianError;
 
@@ -52,22 +57,45 @@ pub(crate) use self::trust::Owner;
 /// The first SQLite in which two writers cannot corrupt a database in WAL mode.
 const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 
+/// How often opening is tried while the file is replaced, or root makes something beside it.
+const OPEN_TRIES: u32 = 10;
+
+/// What a database is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// To write; file and directory are made if there are none.
+    Create,
+    /// To write to a file that is there.
+    Write,
+    /// To read a file that is there. Nothing is made or changed.
+    Read,
+}
+
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
+    /// As it was given, but absolute.
+    named: PathBuf,
+    /// All links followed.
     path: PathBuf,
     owner: Owner,
     files: Arc<Files>,
     queue: WriterQueue,
-    connections: Connections,
+    source: Source,
     busy_timeout: Duration,
 }
 
+#[derive(Debug)]
+enum Source {
+    Writable(Connections),
+    ReadOnly(Reader),
+}
+
 impl Database {
-    /// Open the database at `path`, making file and directory if there are none (0600, 0700).
-    /// A file that is not draftq's is left as it is, to the byte.
+    /// Open the database at `path`. A file that is not draftq's is left as it is, to the byte.
     pub(crate) fn open(
         path: &Path,
+        access: Access,
         connections: u32,
         busy_timeout: Duration,
     ) -> Result<Self, LibrarianError> {
@@ -78,25 +106,62 @@ impl Database {
             });
         }
         // An absolute path also keeps SQLite from reading a leading `file:` as a URI.
-        let path = std::path::absolute(path).map_err(|source| LibrarianError::Io {
+        let named = std::path::absolute(path).map_err(|source| LibrarianError::Io {
             doing: "resolve",
             path: path.to_owned(),
             source,
         })?;
-        let (path, owner) = file::create_private(&path)?;
-        file::recognise(&path)?;
-        let files = Files::new(&path, owner);
-        let queue = WriterQueue::new(&files);
-        // A file that is there and in use needs no lock but for reading. The first start, and
-        // the first after a crash, need the file for themselves.
-        let mut wait = Wait::new(&files, busy_timeout, Instant::now());
-        let (first, _turn) = queue
-            .run(&mut wait, || open_first(&path))
-            .map_err(|error| classify(error, &path, busy_timeout, "open"))?;
-        // Once more, for what was put beside the file since, and before anything is stored.
-        file::inspect(&path)?;
-        let connections = Connections::new(first, &path, connections, busy_timeout, &files);
-        Ok(Self { path, owner, files, queue, connections, busy_timeout })
+        if access == Access::Read {
+            let reader = Reader::open(&named, busy_timeout)?;
+            let (path, owner) = (reader.path().to_owned(), Owner::caller());
+            let files = Files::new(&path, owner);
+            let queue = WriterQueue::new(&files);
+            let source = Source::ReadOnly(reader);
+            return Ok(Self { named, path, owner, files, queue, source, busy_timeout });
+        }
+        let create = access == Access::Create;
+        for tries in (1..=OPEN_TRIES).rev() {
+            let joined = in_use::join(&named, create, busy_timeout)?;
+            let (path, owner) = (joined.path.clone(), joined.owner);
+            let files = Files::new(&path, owner);
+            let queue = WriterQueue::new(&files);
+            // A file that is there and in use needs no lock but for reading. The first start, and
+            // the first after a crash, need the file for themselves.
+            let mut wait = Wait::new(&files, busy_timeout, Instant::now());
+            let first = queue.run(&mut wait, || open_first(&path)).map(|(first, _turn)| first);
+            if !file::is_at(&named, joined.identity) {
+                // SQLite may have opened either of the two; of the old one, this may be the last
+                // connection.
+                if let Ok(first) = &first {
+                    retire(first, &files);
+                }
+                continue;
+            }
+            let first = match first {
+                Ok(first) => first,
+                // Root may have made a -shm at this moment, and gives it away.
+                Err(TransactionError::Sqlite(error))
+                    if tries > 1 && error.sqlite_error_code() == Some(ErrorCode::CannotOpen) =>
+                {
+                    file::inspect(&path)?;
+                    continue;
+                }
+                Err(error) => {
+                    let error = classify(error, &path, busy_timeout, "open");
+                    if matches!(error, LibrarianError::ForeignDatabase { .. }) {
+                        joined.in_use.undo();
+                    }
+                    return Err(error);
+                }
+            };
+            // Once more, for what was put beside the file since, and before anything is stored.
+            file::inspect(&path)?;
+            let place = Place::new(&named, joined);
+            let connections = Connections::new(first, place, connections, busy_timeout, &files);
+            let source = Source::Writable(connections);
+            return Ok(Self { named, path, owner, files, queue, source, busy_timeout });
+        }
+        Err(LibrarianError::FileReplaced { path: named })
     }
 
     /// The file's absolute path, all links followed.
@@ -104,76 +169,115 @@ impl Database {
         &self.path
     }
 
+    /// The path as it was given, but absolute.
+    pub(crate) fn named(&self) -> &Path {
+        &self.named
+    }
+
     /// To whom the file belongs, and everything beside it.
     pub(crate) fn owner(&self) -> Owner {
         self.owner
     }
 
+    /// Whether the file at the path is still the one that is open here.
+    pub(crate) fn is_current(&self) -> bool {
+        match &self.source {
+            Source::Writable(connections) => connections.check_current().is_ok(),
+            Source::ReadOnly(reader) => reader.is_current(),
+        }
+    }
+
+    /// Fail if the database is only read.
+    pub(crate) fn require_writable(&self, doing: &'static str) -> Result<(), LibrarianError> {
+        self.connections(doing).map(|_| ())
+    }
+
+    fn connections(&self, doing: &'static str) -> Result<&Connections, LibrarianError> {
+        match &self.source {
+            Source::Writable(connections) => Ok(connections),
+            Source::ReadOnly(_) => {
+                Err(LibrarianError::ReadOnlyStore { path: self.path.clone(), doing })
+            }
+        }
+    }
+
     /// Read within one transaction, so that several queries see one moment. `doing` completes
-    /// "could not …".
+    /// "could not …". The body may be called more than once.
     pub(crate) fn read<T>(
         &self,
         doing: &'static str,
-        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+        mut body: impl FnMut(&Connection) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        self.statement(doing, |connection| {
-            let transaction =
-                Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
-            let value = body(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
-        })
+        match &self.source {
+            Source::Writable(connections) => self.lease(connections, doing, |connection| {
+                let transaction =
+                    Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+                let value = body(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            }),
+            Source::ReadOnly(reader) => {
+                reader.read(&mut body).map_err(|error| reader.explain(error, doing))
+            }
+        }
     }
 
-    /// Read with one statement, which is a transaction by itself.
+    /// Read with one statement, which is a transaction by itself. The body may be called more than
+    /// once.
     pub(crate) fn statement<T>(
         &self,
         doing: &'static str,
-        body: impl FnOnce(&Connection) -> Result<T, TransactionError>,
+        mut body: impl FnMut(&Connection) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
-        let attempt = || {
+        match &self.source {
+            Source::Writable(connections) => self.lease(connections, doing, body),
+            Source::ReadOnly(reader) => {
+                reader.read(&mut body).map_err(|error| reader.explain(error, doing))
+            }
+        }
+    }
+
+    fn lease<T>(
+        &self,
+        connections: &Connections,
+        doing: &'static str,
+        mut body: impl FnMut(&Connection) -> Result<T, TransactionError>,
+    ) -> Result<T, LibrarianError> {
+        let mut attempt = || {
             let mut wait = self.wait(Instant::now());
-            let connection = self.connections.lease(&mut wait)?;
+            let connection = connections.lease(&mut wait)?;
             busy::waiting(&wait, || body(&connection))
         };
         attempt().map_err(|error| self.classify(error, doing))
     }
 
     /// Write within one transaction that holds the write lock from its start, for a caller that
-    /// has waited since `began`. When this returns `Ok`, what was written survives power loss.
+    /// has waited since `began`. When this returns `Ok`, what was written survives power loss, and
+    /// the file that it is in was at its path until then. Fails without writing if the schema has
+    /// another version by now.
     pub(crate) fn write<T>(
         &self,
         began: Instant,
         doing: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> Result<T, TransactionError>,
     ) -> Result<T, LibrarianError> {
+        let connections = self.connections(doing)?;
         let attempt = || {
             let mut wait = self.wait(began);
-            let connection = self.connections.lease(&mut wait)?;
-            let immediate = TransactionBehavior::Immediate;
-            let (transaction, _turn) = self
-                .queue
-                .run(&mut wait, || Ok(Transaction::new_unchecked(&connection, immediate)?))?;
-            let value = body(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
-        };
-        attempt().map_err(|error| self.classify(error, doing))
-    }
-
-    /// Write with one statement, which is a transaction by itself, and with what belongs to it.
-    /// `body` is called again if it fails as busy, and must have changed nothing then. When this
-    /// returns `Ok`, what was written survives power loss.
-    pub(crate) fn write_statement<T>(
-        &self,
-        began: Instant,
-        doing: &'static str,
-        mut body: impl FnMut(&Connection) -> Result<T, TransactionError>,
-    ) -> Result<T, LibrarianError> {
-        let mut attempt = || {
-            let mut wait = self.wait(began);
-            let connection = self.connections.lease(&mut wait)?;
-            let (value, _turn) = self.queue.run(&mut wait, || body(&connection))?;
+            let value = {
+                let connection = connections.lease(&mut wait)?;
+                let immediate = TransactionBehavior::Immediate;
+                let (transaction, _turn) = self
+                    .queue
+                    .run(&mut wait, || Ok(Transaction::new_unchecked(&connection, immediate)?))?;
+                connections.check_current()?;
+                schema::check_unchanged(&transaction, &self.path)?;
+                let value = body(&transaction)?;
+                transaction.commit()?;
+                value
+            };
+            // What was committed after the file was removed is in no file that anybody finds.
+            connections.check_current()?;
             Ok(value)
         };
         attempt().map_err(|error| self.classify(error, doing))
@@ -204,4 +308,21 @@ fn open_first(path: &Path) -> Result<Connection, TransactionError> {
     connection.set_db_config(checkpoint, false)?;
     connection::configure(&connection, path, Duration::ZERO)?;
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_after_the_file_is_gone_is_not_acknowledged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let database = Database::open(&path, Access::Create, 2, DEFAULT_BUSY_TIMEOUT).unwrap();
+        let written = database.write(Instant::now(), "write", |_| {
+            std::fs::remove_file(&path).unwrap();
+            Ok(())
+        });
+        assert!(matches!(written, Err(LibrarianError::FileReplaced { .. })), "{written:?}");
+    }
 }

@@ -8,19 +8,25 @@ use std::time::{Duration, Instant};
 use r2d2::{ManageConnection, Pool, PooledConnection};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::busy::{self, Files, Wait};
 use super::connection::{configure, harden, open_flags};
 use super::error::TransactionError;
+use super::file::{self, FileIdentity};
+use super::in_use::{InUse, Joined};
+use crate::error::LibrarianError;
 
 /// How often a thread that waits for a connection of the pool checks whether the first is free.
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long the last use of a file that is gone from its path waits for locks.
+const RETIRE_LIMIT: Duration = Duration::from_millis(200);
+
 /// The connections to one file.
 #[derive(Debug)]
 pub(super) struct Connections {
-    path: PathBuf,
     /// The connection that opening made. Most processes never need another, and the pool, which
     /// starts a thread to open one, would be a tenth of what a short command takes.
     first: Mutex<Connection>,
@@ -29,6 +35,32 @@ pub(super) struct Connections {
     last_connect_error: LastError,
     files: Arc<Files>,
     busy_timeout: Duration,
+    /// Ends after the connections do.
+    place: Arc<Place>,
+}
+
+/// Which file it is, and where.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// As it was given.
+    named: PathBuf,
+    /// All links followed.
+    path: PathBuf,
+    identity: FileIdentity,
+    /// Says to others that the file is open here.
+    _in_use: InUse,
+}
+
+impl Place {
+    pub(super) fn new(named: &Path, joined: Joined) -> Self {
+        let Joined { path, identity, in_use, .. } = joined;
+        Self { named: named.to_owned(), path, identity, _in_use: in_use }
+    }
+
+    /// Whether the file is still there.
+    fn is_current(&self) -> bool {
+        file::is_at(&self.named, self.identity)
+    }
 }
 
 /// A connection for as long as one thread needs it.
@@ -43,7 +75,7 @@ impl Deref for Lease<'_> {
     fn deref(&self) -> &Connection {
         match self {
             Self::First(connection) => connection,
-            Self::Pooled(connection) => connection,
+            Self::Pooled(pooled) => &pooled.connection,
         }
     }
 }
@@ -52,7 +84,7 @@ impl DerefMut for Lease<'_> {
     fn deref_mut(&mut self) -> &mut Connection {
         match self {
             Self::First(connection) => connection,
-            Self::Pooled(connection) => connection,
+            Self::Pooled(pooled) => &mut pooled.connection,
         }
     }
 }
@@ -61,20 +93,29 @@ impl Connections {
     /// At most `limit` connections, and never fewer than two, of which `first` is one.
     pub(super) fn new(
         first: Connection,
-        path: &Path,
+        place: Place,
         limit: u32,
         busy_timeout: Duration,
         files: &Arc<Files>,
     ) -> Self {
         Self {
-            path: path.to_owned(),
             first: Mutex::new(first),
             others: OnceLock::new(),
             limit,
             last_connect_error: LastError::default(),
             files: Arc::clone(files),
             busy_timeout,
+            place: Arc::new(place),
         }
+    }
+
+    /// Fail if the file at the path is another one by now, or none.
+    pub(super) fn check_current(&self) -> Result<(), TransactionError> {
+        if self.place.is_current() {
+            return Ok(());
+        }
+        let path = self.place.path.clone();
+        Err(TransactionError::Ours(LibrarianError::FileReplaced { path }))
     }
 
     /// Wait for a free connection.
@@ -88,6 +129,8 @@ impl Connections {
                 }
                 Err(TryLockError::WouldBlock) => {}
             }
+            // A new one would be to the file that is there now.
+            self.check_current()?;
             // Not for the whole time at once: the first may be free before one of the pool's.
             let pool = self.others.get_or_init(|| self.pool());
             if let Ok(connection) = pool.get_timeout(FIRST_CHECK_INTERVAL) {
@@ -108,10 +151,10 @@ impl Connections {
     /// The pool of the other connections, which opens them as they are needed.
     fn pool(&self) -> Pool<Connector> {
         let connector = Connector {
-            path: self.path.clone(),
+            place: Arc::clone(&self.place),
             files: Arc::clone(&self.files),
             busy_timeout: self.busy_timeout,
-            manager: SqliteConnectionManager::file(&self.path).with_flags(open_flags()),
+            manager: SqliteConnectionManager::file(&self.place.path).with_flags(open_flags()),
             last_error: Arc::clone(&self.last_connect_error),
         };
         Pool::builder()
@@ -129,12 +172,46 @@ impl Connections {
     }
 }
 
+impl Drop for Connections {
+    fn drop(&mut self) {
+        let first = self.first.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Of what closing does, this takes longest; what follows the next look is to be short, since
+        // SQLite leaves the -wal of a file that is moved in between as it is.
+        first.flush_prepared_statement_cache();
+        if !self.place.is_current() {
+            retire(first, &self.files);
+        }
+    }
+}
+
+/// Before the last connection to a file closes that is not at its path any more: put what is in its
+/// -wal into it, for it may have been moved, and leave nothing in that -wal, which may still be there
+/// under the name that the next file's has.
+pub(super) fn retire(connection: &Connection, files: &Arc<Files>) {
+    let wait = Wait::new(files, RETIRE_LIMIT, Instant::now());
+    // SQLite compares the inode as well before it removes a -wal by its name when it closes; this
+    // holds for a device that is another, too.
+    let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    // If it fails, another process has the file open, and does the same.
+    let _ = busy::waiting(&wait, || {
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+    });
+}
+
+/// A connection of the pool.
+#[derive(Debug)]
+pub(super) struct Pooled {
+    connection: Connection,
+    /// Ends after the connection does.
+    _place: Arc<Place>,
+}
+
 type LastError = Arc<Mutex<Option<rusqlite::Error>>>;
 
 /// Opens connections as the pool asks for them.
 #[derive(Debug)]
 pub(super) struct Connector {
-    path: PathBuf,
+    place: Arc<Place>,
     files: Arc<Files>,
     busy_timeout: Duration,
     manager: SqliteConnectionManager,
@@ -143,17 +220,21 @@ pub(super) struct Connector {
 }
 
 impl ManageConnection for Connector {
-    type Connection = Connection;
+    type Connection = Pooled;
     type Error = rusqlite::Error;
 
-    fn connect(&self) -> Result<Connection, rusqlite::Error> {
+    fn connect(&self) -> Result<Pooled, rusqlite::Error> {
         // On a thread of the pool, where nobody else has said how long to wait.
         let wait = Wait::new(&self.files, self.busy_timeout, Instant::now());
         let ready = busy::waiting(&wait, || {
             let connection = self.manager.connect()?;
             harden(&connection)?;
-            match configure(&connection, &self.path, self.busy_timeout) {
-                Ok(()) => Ok(connection),
+            match configure(&connection, &self.place.path, self.busy_timeout) {
+                // SQLite opened what was at the path then.
+                Ok(()) if !self.place.is_current() => {
+                    Err(rusqlite::Error::InvalidPath(self.place.path.clone()))
+                }
+                Ok(()) => Ok(Pooled { connection, _place: Arc::clone(&self.place) }),
                 Err(TransactionError::Sqlite(error)) => Err(error),
                 // The first connection of this process passed the same checks.
                 Err(TransactionError::Ours(_)) => Err(rusqlite::Error::InvalidQuery),
@@ -170,28 +251,30 @@ impl ManageConnection for Connector {
         ready
     }
 
-    fn is_valid(&self, connection: &mut Connection) -> Result<(), rusqlite::Error> {
-        self.manager.is_valid(connection)
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), rusqlite::Error> {
+        self.manager.is_valid(&mut pooled.connection)
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
-        self.manager.has_broken(connection)
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        self.manager.has_broken(&mut pooled.connection)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::in_use;
     use super::*;
-    use crate::database::trust::Owner;
 
     #[test]
     fn a_waiting_thread_gets_whichever_connection_is_free_first() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drafts.db");
-        let first = Connection::open(&path).unwrap();
-        let files = Files::new(&path, Owner::caller());
         let limit = Duration::from_secs(20);
-        let connections = Connections::new(first, &path, 2, limit, &files);
+        let joined = in_use::join(&path, true, limit).unwrap();
+        let first = Connection::open(&joined.path).unwrap();
+        let files = Files::new(&joined.path, joined.owner);
+        let place = Place::new(&path, joined);
+        let connections = Connections::new(first, place, 2, limit, &files);
         let mut wait = Wait::new(&files, limit, Instant::now());
         let mut waiting_thread = wait.clone();
         let first = connections.lease(&mut wait).unwrap();
@@ -216,12 +299,13 @@ mod tests {
     fn a_connection_of_the_pool_waits_for_as_long_as_the_store_does() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drafts.db");
+        let busy_timeout = Duration::from_millis(200);
+        let joined = in_use::join(&path, true, busy_timeout).unwrap();
         let holder = Connection::open(&path).unwrap();
         holder.execute_batch("BEGIN EXCLUSIVE").unwrap();
-        let busy_timeout = Duration::from_millis(200);
         let connector = Connector {
-            path: path.clone(),
-            files: Files::new(&path, Owner::caller()),
+            files: Files::new(&joined.path, joined.owner),
+            place: Arc::new(Place::new(&path, joined)),
             busy_timeout,
             manager: SqliteConnectionManager::file(&path).with_flags(open_flags()),
             last_error: LastError::default(),

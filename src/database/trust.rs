@@ -81,6 +81,25 @@ pub(crate) fn examine(path: &Path) -> Result<Option<Examined>, LibrarianError> {
     Ok(facts.map(|facts| Examined { identity: facts.identity, owner }))
 }
 
+/// Which database is at `path`, a resolved one, for a process that only reads it. Another user's
+/// may be read by whoever is permitted to: nothing is made beside it, and nothing of the reader's
+/// gets into it. But under a second name its -wal is not found.
+/// `None` if there is no database.
+///
+/// # Errors
+///
+/// As for [`examine`].
+pub(crate) fn examine_to_read(path: &Path) -> Result<Option<FileIdentity>, LibrarianError> {
+    let Some(facts) = Facts::of(path).map_err(cannot_inspect(path))? else { return Ok(None) };
+    let caller = Owner::caller();
+    if facts.user == caller.user || (caller.user == 0 && is_mapped(facts.user)) {
+        return Ok(examine(path)?.map(|examined| examined.identity));
+    }
+    check_regular(path, &facts)?;
+    check_one_name(path, &facts)?;
+    Ok(Some(facts.identity))
+}
+
 /// The path with something added to its last name.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -268,19 +287,7 @@ fn check_not_writable(path: &Path, facts: &Facts) -> Result<(), LibrarianError> 
 
 /// The database's owner: the caller, or, for root, whoever it is.
 fn owner_of_database(path: &Path, facts: &Facts) -> Result<Owner, LibrarianError> {
-    let regular = match facts.kind {
-        FileType::RegularFile => Ok(()),
-        FileType::Symlink => refused(
-            path,
-            "it was replaced by a symbolic link".to_owned(),
-            "start draftq again".to_owned(),
-        ),
-        _ => Err(LibrarianError::ForeignDatabase {
-            path: path.to_owned(),
-            reason: "it is not a regular file; name another with --db".to_owned(),
-        }),
-    };
-    regular?;
+    check_regular(path, facts)?;
     check_one_name(path, facts)?;
     let caller = Owner::caller();
     let user = facts.user;
@@ -358,6 +365,21 @@ fn check_directory_around(database: &Path, owner: Owner) -> Result<(), Librarian
         );
     }
     Ok(())
+}
+
+fn check_regular(path: &Path, facts: &Facts) -> Result<(), LibrarianError> {
+    match facts.kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => refused(
+            path,
+            "it was replaced by a symbolic link".to_owned(),
+            "start draftq again".to_owned(),
+        ),
+        _ => Err(LibrarianError::ForeignDatabase {
+            path: path.to_owned(),
+            reason: "it is not a regular file; name another with --db".to_owned(),
+        }),
+    }
 }
 
 /// Whether the user has a number of its own in this user namespace. Those that have none all

@@ -59,49 +59,9 @@ impl DraftStore {
             Role::Leader { arrived } => {
                 let lead = Lead::new(&self.inner.group);
                 let come = self.inner.group.take_waiting(MAX_GROUP - 1);
-                if come.is_empty() {
-                    let submission = self.submit_alone(draft, arrived);
-                    if matches!(submission, Err(LibrarianError::Busy { .. })) {
-                        lead.fail_busy();
-                    }
-                    submission
-                } else {
-                    self.submit_together(draft, come, lead, arrived)
-                }
+                self.submit_together(draft, come, lead, arrived)
             }
         }
-    }
-
-    /// One statement is a transaction by itself, and the cheapest: what it may have to undo, the
-    /// end of the transaction undoes, and it need not be noted down.
-    fn submit_alone(&self, draft: &Draft, arrived: Instant) -> Result<Submission, LibrarianError> {
-        let now = self.now_ms();
-        let id = draft.id();
-        let submission =
-            self.database().write_statement(arrived, "submit a draft", |connection| {
-                let mut statement = connection.prepare_cached(
-                    "INSERT INTO submissions (id, submitted_at, source_surface, source_agent, \
-                     source_project, operator, provenance_uri, context_tags, updated_at, \
-                     raw_text, revision) \
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-                )?;
-                let mut parameters = 1..;
-                bind_draft(&mut statement, &mut parameters, draft, now)?;
-                bind(&mut statement, &mut parameters, &[&draft.raw_text()])?;
-                loop {
-                    let before = connection.total_changes();
-                    statement.raw_execute()?;
-                    if connection.total_changes() > before {
-                        return Ok(Submission { id, state: DraftState::Pending, created: true });
-                    }
-                    // The trigger passes over an id that is there; unless it is deleted by now.
-                    if let Some(state) = state_of(connection, id)? {
-                        return Ok(Submission { id, state, created: false });
-                    }
-                }
-            })?;
-        self.notify_of(&[submission]);
-        Ok(submission)
     }
 
     /// Tell waiting runners, if there is something new.

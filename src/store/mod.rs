@@ -44,7 +44,7 @@ use rusqlite::{Row, Transaction, params};
 
 use crate::clock::Clock;
 use crate::database::{
-    DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
+    Access, DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
 };
 use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftId, DraftSourceSurface};
 use crate::error::LibrarianError;
@@ -55,6 +55,10 @@ use crate::state::{DraftProcessingDecision, DraftState};
 ///
 /// When a call that changes something returns `Ok`, the change survives power loss (WAL with
 /// `synchronous=FULL`). When it returns an error, nothing of it was changed.
+///
+/// A store keeps the file open that was at its path. When that file is removed, or another is put
+/// in its place, whatever would write fails with [`LibrarianError::FileReplaced`], and the store
+/// must be dropped and opened again: until then, no other process writes to the new file.
 #[derive(Debug, Clone)]
 pub struct DraftStore {
     inner: Arc<Inner>,
@@ -68,8 +72,7 @@ struct Inner {
     group: group::Group,
     /// When this process last looked for dead runners that hold no claim.
     idle_checked: Mutex<Option<Instant>>,
-    clock: Clock,
-    max_text_bytes: usize,
+    options: StoreOptions,
 }
 
 /// How to open a store: [`DraftStore::options`].
@@ -79,6 +82,8 @@ pub struct StoreOptions {
     max_text_bytes: usize,
     busy_timeout: Duration,
     connections: u32,
+    create: bool,
+    read_only: bool,
 }
 
 impl StoreOptions {
@@ -110,24 +115,40 @@ impl StoreOptions {
         Self { connections, ..self }
     }
 
+    /// Whether file and directories are made if they are not there; they are if not given.
+    #[must_use]
+    pub fn create(self, create: bool) -> Self {
+        Self { create, ..self }
+    }
+
+    /// Whether the store is only to be read; see [`DraftStore::open_read_only`].
+    #[must_use]
+    pub fn read_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
+    }
+
     /// Open the store at `path`; see [`DraftStore::open`].
     ///
     /// # Errors
     ///
-    /// As [`DraftStore::open`].
+    /// As [`DraftStore::open`] or [`DraftStore::open_read_only`]; and
+    /// [`LibrarianError::NoDatabase`] if there is no file and none is to be made.
     pub fn open(self, path: impl AsRef<Path>) -> Result<DraftStore, LibrarianError> {
-        let database = Database::open(path.as_ref(), self.connections, self.busy_timeout)?;
+        let access = match (self.read_only, self.create) {
+            (true, _) => Access::Read,
+            (false, true) => Access::Create,
+            (false, false) => Access::Write,
+        };
+        let database = Database::open(path.as_ref(), access, self.connections, self.busy_timeout)?;
         let runners_directory = RunnersDirectory::path_beside(database.path());
-        Ok(DraftStore {
-            inner: Arc::new(Inner {
-                database,
-                runners_directory,
-                group: group::Group::default(),
-                idle_checked: Mutex::default(),
-                clock: self.clock,
-                max_text_bytes: self.max_text_bytes,
-            }),
-        })
+        let inner = Inner {
+            database,
+            runners_directory,
+            group: group::Group::default(),
+            idle_checked: Mutex::default(),
+            options: self,
+        };
+        Ok(DraftStore { inner: Arc::new(inner) })
     }
 }
 
@@ -141,7 +162,8 @@ impl DraftStore {
     /// [`LibrarianError::CannotCreate`] if file or directory cannot be made;
     /// [`LibrarianError::ForeignDatabase`] if the file belongs to another program or a newer
     /// draftq, and [`LibrarianError::DamagedDatabase`] if it is damaged: both leave it unchanged;
-    /// [`LibrarianError::Busy`], [`LibrarianError::Database`] and [`LibrarianError::Io`] as usual.
+    /// [`LibrarianError::ReplacedFileInUse`] as long as a process has a file open that was at this
+    /// path before; [`LibrarianError::Busy`], [`LibrarianError::Database`] and [`LibrarianError::Io`] as usual.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LibrarianError> {
         Self::options().open(path)
     }
@@ -154,7 +176,49 @@ impl DraftStore {
             max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
             busy_timeout: DEFAULT_BUSY_TIMEOUT,
             connections: 4,
+            create: true,
+            read_only: false,
         }
+    }
+
+    /// Open the store at `path` to read: to list, load, inspect and count. Nothing is made,
+    /// changed or left behind, so it works on a read-only file, directory and file system, also
+    /// beside runners that write.
+    ///
+    /// Every call sees what was committed before it. What would write fails with
+    /// [`LibrarianError::ReadOnlyStore`]. Threads read one after the other. A file that was
+    /// replaced is opened anew by the next call.
+    ///
+    /// What is in a -wal that no process has open can be read only where SQLite finds its -shm or
+    /// can make one.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::NoDatabase`] if there is no file, or an empty one;
+    /// [`LibrarianError::ForeignDatabase`] if it belongs to another program or a newer draftq, or if
+    /// its schema is older than this one's, which only a store that writes brings up to date;
+    /// [`LibrarianError::Io`] if the file or its -wal cannot be read;
+    /// [`LibrarianError::ReplacedFileInUse`]; otherwise as [`open`](Self::open).
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Self, LibrarianError> {
+        Self::options().read_only(true).open(path)
+    }
+
+    /// Open the file that is at the path now, with the same options, but make none.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreOptions::open`]. [`LibrarianError::ReplacedFileInUse`] as long as this process or
+    /// another has a store open with the file that was there before.
+    pub fn reopen(&self) -> Result<Self, LibrarianError> {
+        self.opener()()
+    }
+
+    /// Whether the file at the path is still the one that this store has open. If not, it was
+    /// removed, or another was put in its place, and whatever would write fails with
+    /// [`LibrarianError::FileReplaced`]. Costs a microsecond.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.database().is_current()
     }
 
     /// The database file's absolute path.
@@ -178,13 +242,21 @@ impl DraftStore {
     /// The clock behind the stamps.
     #[must_use]
     pub fn clock(&self) -> &Clock {
-        &self.inner.clock
+        &self.inner.options.clock
     }
 
     /// The longest text that is taken in, in bytes of UTF-8.
     #[must_use]
     pub fn max_text_bytes(&self) -> usize {
-        self.inner.max_text_bytes
+        self.inner.options.max_text_bytes
+    }
+
+    /// What opens the file that is at this store's path then, with the same options, but makes
+    /// none. To be called when the store is closed.
+    pub(crate) fn opener(&self) -> impl Fn() -> Result<Self, LibrarianError> + use<> {
+        let options = self.inner.options.clone().create(false);
+        let named = self.database().named().to_owned();
+        move || options.clone().open(&named)
     }
 
     /// The runners directory, if there is one.
@@ -194,6 +266,7 @@ impl DraftStore {
 
     /// The runners directory, made if there is none.
     fn make_runners_directory(&self) -> Result<RunnersDirectory, LibrarianError> {
+        self.database().require_writable("make the runners directory")?;
         RunnersDirectory::open_or_create(&self.inner.runners_directory, self.database().owner())
     }
 
@@ -221,7 +294,7 @@ impl DraftStore {
     }
 
     fn now_ms(&self) -> i64 {
-        self.inner.clock.now_ms()
+        self.inner.options.clock.now_ms()
     }
 }
 

@@ -90,6 +90,7 @@ impl DraftStore {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; nothing is moved then.
     pub fn recover(&self, stale_before: SystemTime) -> Result<Recovery, LibrarianError> {
+        self.database().require_writable("recover claims")?;
         let cutoff = Cutoff {
             now: self.now_ms(),
             booted_at: self.clock().booted_at_ms(),

@@ -99,9 +99,11 @@ impl RunnerRegistration {
 
 impl Drop for RunnerRegistration {
     fn drop(&mut self) {
-        // If this fails, the free lock says the same to the next run, which then needs the file.
-        if self.store.end_runner(self.id).is_ok() {
-            self.lock.remove();
+        // If this fails, the free lock says the same to the next run, which then needs the file;
+        // unless the database with the row is gone.
+        match self.store.end_runner(self.id) {
+            Ok(()) | Err(LibrarianError::FileReplaced { .. }) => self.lock.remove(),
+            Err(_) => {}
         }
     }
 }

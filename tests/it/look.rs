@@ -196,6 +196,7 @@ fn json_names_are_stable() {
 #[test]
 fn stats_count_states_in_their_order() {
     let sandbox = Sandbox::new();
+    drop(sandbox.store());
     let empty = sandbox.draftq(["stats", "--json"]).expect(0).json();
     assert_eq!((&empty["drafts"], &empty["oldest_ready_unix_ms"]), (&json!(0), &Value::Null));
     for text in ["one", "two", "three"] {

@@ -19,26 +19,27 @@ use rusqlite::Connection;
 
 use crate::harness::{assert_whole, close, draft, draftq, have, seed, setting, store};
 
-/// `draftq --db PATH stats --json`, behind a wrapper such as `sh -c`.
-fn stats_behind(wrapper: &[&str], path: &Path) -> Command {
-    let mut stats = draftq(path);
-    stats.args(["stats", "--json"]);
-    let [program, arguments @ ..] = wrapper else { return stats };
+/// `draftq --db PATH …`, behind a wrapper such as `sh -c`.
+fn draftq_behind(wrapper: &[&str], path: &Path, arguments: &[&str]) -> Command {
+    let mut draftq = draftq(path);
+    draftq.args(arguments);
+    let [program, before @ ..] = wrapper else { return draftq };
     let mut command = Command::new(program);
-    command.args(arguments).arg(stats.get_program()).args(stats.get_args());
+    command.args(before).arg(draftq.get_program()).args(draftq.get_args());
     command.env_remove("DRAFTQ_DB").stdin(Stdio::null());
     command
 }
 
-fn stats(path: &Path) -> Output {
-    stats_behind(&[], path).output().unwrap()
+/// A run, which makes the database if there is none.
+fn run_behind(wrapper: &[&str], path: &Path) -> Command {
+    draftq_behind(wrapper, path, &["run", "--defer", "--json"])
 }
 
-fn assert_empty_store(output: &Output) {
+fn assert_nothing_to_run(output: &Output) {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {told}", output.status);
-    let stats: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(stats["drafts"], 0, "{stats}");
+    let ran: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(ran["summary"]["pending_seen"], 0, "{ran}");
 }
 
 /// Every file and directory from here down: mode, and bytes if it is a file.
@@ -65,7 +66,7 @@ fn a_new_file_is_private_whatever_the_umask() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("some/where/drafts.db");
         let script = format!("umask {umask}; exec \"$@\"");
-        assert_empty_store(&stats_behind(&["sh", "-c", &script, "sh"], &path).output().unwrap());
+        assert_nothing_to_run(&run_behind(&["sh", "-c", &script, "sh"], &path).output().unwrap());
         let mut modes = tree(directory.path());
         // A process may end before a thread of it has checked the WAL in.
         for suffix in ["-wal", "-shm"] {
@@ -75,7 +76,9 @@ fn a_new_file_is_private_whatever_the_umask() {
         let expected = [
             (directory.path().join("some"), 0o700),
             (directory.path().join("some/where"), 0o700),
-            (path, 0o600),
+            (path.clone(), 0o600),
+            (beside(&path, "-runners"), 0o700),
+            (beside(&path, "-runners").join("in-use"), 0o600),
         ];
         assert_eq!(modes, expected, "umask {umask}");
     }
@@ -107,7 +110,8 @@ fn an_empty_file_becomes_a_private_store() {
     let store = DraftStore::open(&path).unwrap();
     store.submit(&draft("x")).unwrap();
     for (path, (mode, _)) in tree(directory.path()) {
-        assert_eq!(mode, 0o600, "{}", path.display());
+        let private = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode, private, "{}", path.display());
     }
     close(store);
     assert_whole(&path);
@@ -126,12 +130,15 @@ fn assert_refused(path: &Path, what: &str) {
         other => panic!("{what}: {other:?}"),
     }
     assert_unchanged(directory, &before, what);
-    let output = stats(path);
-    assert_eq!(output.status.code(), Some(78), "{what}: {output:?}");
-    assert!(output.stdout.is_empty(), "{what}");
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains(&*path.to_string_lossy()), "{what}: {told}");
-    assert_unchanged(directory, &before, what);
+    for arguments in [&["run", "--defer"][..], &["requeue", "00"], &["stats"], &["list"]] {
+        let output = draftq_behind(&[], path, arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(78), "{what}: {arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{what}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(told.contains(&*path.to_string_lossy()), "{what}: {told}");
+        assert!(!told.contains("immutable"), "{what}: {told}");
+        assert_unchanged(directory, &before, what);
+    }
 }
 
 fn assert_unchanged(directory: &Path, before: &BTreeMap<PathBuf, (u32, Vec<u8>)>, what: &str) {
@@ -503,14 +510,14 @@ fn twenty_processes(rounds: u64) {
         let wrapper = ["sh", "-c", "read -r line; exec \"$@\"", "sh"];
         let mut children: Vec<Child> = (0..20)
             .map(|_| {
-                let mut command = stats_behind(&wrapper, &path);
+                let mut command = run_behind(&wrapper, &path);
                 command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
                 command.spawn().unwrap()
             })
             .collect();
         drop(children.iter_mut().map(|child| child.stdin.take()).collect::<Vec<_>>());
         for child in children {
-            assert_empty_store(&child.wait_with_output().unwrap());
+            assert_nothing_to_run(&child.wait_with_output().unwrap());
         }
         assert_one_schema(&path, 0);
     }
@@ -563,7 +570,9 @@ fn a_path_is_a_path_whatever_is_in_it() {
         assert_eq!(store.path(), path);
         close(store);
         let left: Vec<_> = tree(directory.path()).into_keys().collect();
-        assert_eq!(left, [path.as_path()], "that file, and no other");
+        let runners = beside(&path, "-runners");
+        let expected = [path.clone(), runners.clone(), runners.join("in-use")];
+        assert_eq!(left, expected, "that file, its runners, and no other");
         // Given as it is, the current directory being the file's.
         let mut relative = draftq(Path::new(&name));
         // What begins with a dash is an option's value all the same where it is joined to it.
@@ -580,7 +589,8 @@ fn a_path_is_a_path_whatever_is_in_it() {
         assert_eq!(counts["drafts"], 1, "{name:?}");
         let store = DraftStore::open(&path).unwrap();
         assert_eq!(store.load(DraftState::Pending, draft.id()).unwrap(), draft);
-        assert_eq!(tree(directory.path()).len(), 3, "{name:?}: the file, -wal and -shm");
+        let (files, beside) = (tree(directory.path()), ["-wal", "-shm", "-runners"]);
+        assert_eq!(files.len(), 5, "{name:?}: {beside:?} {:?}", files.keys());
     }
 }
 
@@ -686,16 +696,19 @@ fn a_directory_that_cannot_be_written_is_named() {
             return;
         }
     }
-    for (path, code) in [
-        (kept.join("new.db"), Some(73)),
-        (kept.join("deeper/new.db"), Some(73)),
-        (kept.join("drafts.db"), Some(existing)),
+    let (new, deeper) = (kept.join("new.db"), kept.join("deeper/new.db"));
+    for (path, arguments, code) in [
+        (&new, &["run", "--defer"][..], Some(73)),
+        (&deeper, &["run", "--defer"], Some(73)),
+        (&new, &["stats"], Some(66)),
+        (&new, &["requeue", "00"], Some(66)),
+        (&kept.join("drafts.db"), &["run", "--defer"], Some(existing)),
     ] {
-        let output = stats_behind(wrapper, &path).output().unwrap();
+        let output = draftq_behind(wrapper, path, arguments).output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), code, "{}: {told}", path.display());
         assert!(told.contains(&*kept.to_string_lossy()), "{told}");
     }
     mode(&kept, 0o755);
-    assert_eq!(tree(&kept).len(), 1, "nothing was left there");
+    assert_eq!(tree(&kept).len(), 3, "nothing was left there");
 }

@@ -15,6 +15,9 @@ fn ids(ran: &Ran) -> Vec<String> {
 }
 
 fn total(sandbox: &Sandbox) -> u64 {
+    if !sandbox.db().exists() {
+        return 0;
+    }
     sandbox.draftq(["stats", "--json"]).expect(0).json()["drafts"].as_u64().unwrap()
 }
 

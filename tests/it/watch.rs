@@ -114,7 +114,8 @@ fn a_line_lists_a_thousand_drafts_and_counts_the_rest() {
     assert_eq!(summary["deferred"], 1_001);
     assert_eq!(summary["items"].as_array().map(Vec::len), Some(1_000));
     assert_eq!(summary["items_left_out"], 1);
-    // A run lists them all.
+    // A run lists them all. The watch has given each a delay.
+    Connection::open(sandbox.db()).unwrap().execute("UPDATE drafts SET due_at = 0", []).unwrap();
     let ran = sandbox.draftq(["run", "--defer"]);
     let summary = &ran.expect(70).lines()[0]["summary"];
     assert_eq!(summary["items"].as_array().map(Vec::len), Some(1_001));
@@ -160,4 +161,22 @@ fn a_wait_can_be_as_long_as_one_likes() {
     sandbox.submit("it looks round");
     assert_eq!(watch.summary()["deferred"], 1);
     watch.end(Signal::INT);
+}
+
+/// Without it a watch whose processor is never ready would ask it again all the time.
+#[test]
+fn a_draft_that_is_deferred_again_and_again_waits_longer_each_time() {
+    let sandbox = Sandbox::new();
+    let id = sandbox.submit("never ready");
+    let sql = Connection::open(sandbox.db()).unwrap();
+    for wait in [30, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600] {
+        sandbox.draftq(["watch", "--iterations", "1", "--defer"]).expect(0);
+        let shown = sandbox.show(&id);
+        let due = shown["due_at_unix_ms"].as_i64().unwrap();
+        assert_eq!(due - shown["updated_at_unix_ms"].as_i64().unwrap(), wait * 1_000);
+        sql.execute("UPDATE drafts SET due_at = 1", []).unwrap();
+    }
+    // A run defers as it is told, without a delay.
+    sandbox.draftq(["run", "--defer"]).expect(70);
+    assert_eq!(sandbox.show(&id)["due_at_unix_ms"], serde_json::Value::Null);
 }

@@ -203,7 +203,9 @@ pub fn check_no_runner_left(bench: &Bench) {
     let files: Vec<_> = std::fs::read_dir(bench.locks())
         .map(|entries| entries.map(|entry| entry.unwrap().file_name()).collect())
         .unwrap_or_default();
-    let locks: Vec<_> =
-        files.iter().filter(|name| *name != "wakeup" && *name != "writer.turn").collect();
+    let locks: Vec<_> = files
+        .iter()
+        .filter(|name| !["wakeup", "writer.turn", "in-use"].iter().any(|it| *it == **name))
+        .collect();
     assert!(locks.is_empty(), "lock files of dead runners: {locks:?}");
 }

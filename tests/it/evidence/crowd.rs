@@ -253,10 +253,14 @@ fn the_turn_wakes_no_waiting_runner() {
     let mut inotify = Inotify::init().unwrap();
     inotify.watches().add(bench.locks(), WatchMask::CLOSE_WRITE).unwrap();
     let holder = hold(&bench);
-    let waiting = thread::spawn(move || store.submit(&draft("waits")).unwrap());
+    let waiting = thread::spawn(move || {
+        store.submit(&draft("waits")).unwrap();
+        store
+    });
     until_turn_is_held(&bench);
     holder.execute_batch("COMMIT").unwrap();
-    waiting.join().unwrap();
+    // Kept open: whoever created the file that says what is in use closes it.
+    let _store = waiting.join().unwrap();
     let mut buffer = [0; 4096];
     let events = inotify.read_events(&mut buffer).map(|events| events.count()).unwrap_or(0);
     assert_eq!(events, 0, "a waiting runner was woken");
