@@ -15,8 +15,8 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::time::UNIX_EPOCH;
 
-use draftq::draft::{Draft, DraftMetadata, DraftSourceSurface};
-use draftq::state::DraftProcessingDecision;
+use draftq::DraftProcessingDecision;
+use draftq::{Draft, DraftMetadata, DraftSourceSurface};
 use serde::Serialize;
 
 /// The line that answers a draft. Note and output are stored with the draft.

@@ -1,7 +1,6 @@
 //! What a draft is: prose, where it came from, and the id that follows from both.
 
 use std::fmt;
-use std::str::FromStr;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::{from_unix_ms, unix_ms};
 use crate::error::{DraftDamage, DraftRejection, LibrarianError};
+use crate::id::DraftId;
 
 /// Version of the JSON envelope ([`Draft::to_envelope`]); the file version's current one.
 pub const DRAFT_SCHEMA_VERSION: u32 = 2;
@@ -177,7 +177,11 @@ impl Draft {
             let value = value.unwrap_or_default();
             if value.len() > MAX_METADATA_BYTES {
                 let bytes = value.len();
-                return rejected(DraftRejection::FieldTooLong { field, bytes });
+                return rejected(DraftRejection::FieldTooLong {
+                    field,
+                    bytes,
+                    limit: MAX_METADATA_BYTES,
+                });
             }
             // The id separates its parts by NUL: with one inside, two drafts could share an id.
             if value.contains('\0') {
@@ -185,7 +189,8 @@ impl Draft {
             }
         }
         if metadata.context_tags.len() > MAX_TAGS {
-            return rejected(DraftRejection::TooManyTags { tags: metadata.context_tags.len() });
+            let tags = metadata.context_tags.len();
+            return rejected(DraftRejection::TooManyTags { tags, limit: MAX_TAGS });
         }
         Ok(())
     }
@@ -229,19 +234,7 @@ struct EnvelopeIn {
     raw_text: String,
 }
 
-/// Name of a draft: the first 8 bytes of a SHA-256 over its text and provenance, 16 lower-case
-/// hexadecimal digits in print.
-///
-/// The same text from the same source is the same draft; the same text from another agent,
-/// project, operator or place is another. Tags and time are no part of it. The file version
-/// gives the same ids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DraftId([u8; 8]);
-
 impl DraftId {
-    /// Stands for an id that cannot be read.
-    pub(crate) const NONE: Self = Self([0; 8]);
-
     /// The id of this text with this metadata.
     #[must_use]
     pub fn of(raw_text: &str, metadata: &DraftMetadata) -> Self {
@@ -260,42 +253,7 @@ impl DraftId {
             hasher.update([0]);
         }
         let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(hasher.finalize());
-        Self([a, b, c, d, e, f, g, h])
-    }
-
-    /// The 8 bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> [u8; 8] {
-        self.0
-    }
-
-    /// 16 lower-case hexadecimal digits.
-    #[must_use]
-    pub fn to_hex(&self) -> String {
-        format!("{:016x}", u64::from_be_bytes(self.0))
-    }
-}
-
-impl fmt::Display for DraftId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", u64::from_be_bytes(self.0))
-    }
-}
-
-/// The text was not 16 lower-case hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a draft's id is 16 lower-case hexadecimal digits")]
-pub struct NotADraftId;
-
-impl FromStr for DraftId {
-    type Err = NotADraftId;
-
-    fn from_str(text: &str) -> Result<Self, NotADraftId> {
-        let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if text.len() != 16 || !digits {
-            return Err(NotADraftId);
-        }
-        u64::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| NotADraftId)
+        Self::from_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
@@ -519,10 +477,17 @@ mod tests {
         let nul = DraftMetadata { source_agent: Some("a\0b".into()), ..metadata() };
         assert_eq!(with("x", nul), Some(DraftRejection::NulInField { field: "agent" }));
         let wide = DraftMetadata { operator: Some("o".repeat(4097)), ..metadata() };
-        let field = DraftRejection::FieldTooLong { field: "operator", bytes: 4097 };
+        let field = DraftRejection::FieldTooLong {
+            field: "operator",
+            bytes: 4097,
+            limit: MAX_METADATA_BYTES,
+        };
         assert_eq!(with("x", wide), Some(field));
         let tags = DraftMetadata { context_tags: vec!["t".into(); 65], ..metadata() };
-        assert_eq!(with("x", tags), Some(DraftRejection::TooManyTags { tags: 65 }));
+        assert_eq!(
+            with("x", tags),
+            Some(DraftRejection::TooManyTags { tags: 65, limit: MAX_TAGS })
+        );
     }
 
     proptest! {
@@ -546,7 +511,7 @@ mod tests {
 
         #[test]
         fn an_id_parses_back(bytes in any::<[u8; 8]>()) {
-            let id = DraftId(bytes);
+            let id = DraftId::from_bytes(bytes);
             prop_assert_eq!(id.to_hex().parse::<DraftId>(), Ok(id));
             prop_assert_eq!(id.to_string(), id.to_hex());
         }

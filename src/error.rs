@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::draft::{DraftId, MAX_METADATA_BYTES, MAX_TAGS};
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// Everything that can go wrong in this crate, and what a processor may answer.
@@ -396,12 +396,14 @@ pub enum DraftRejection {
         limit: usize,
     },
     /// A metadata field is too long.
-    #[error("its {field} has {bytes} bytes, more than the limit of {MAX_METADATA_BYTES}")]
+    #[error("its {field} has {bytes} bytes, more than the limit of {limit}")]
     FieldTooLong {
         /// The field's name.
         field: &'static str,
         /// Its length in bytes of UTF-8.
         bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
     },
     /// A metadata field has a NUL character in it.
     #[error("its {field} contains a NUL character")]
@@ -410,10 +412,12 @@ pub enum DraftRejection {
         field: &'static str,
     },
     /// Too many tags.
-    #[error("it has {tags} tags, more than the limit of {MAX_TAGS}")]
+    #[error("it has {tags} tags, more than the limit of {limit}")]
     TooManyTags {
         /// How many it has.
         tags: usize,
+        /// The limit.
+        limit: usize,
     },
 }
 

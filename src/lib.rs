@@ -3,7 +3,7 @@
 //!
 //! draftq owns the mechanics of a run (recover what a dead run left, claim, call the processor,
 //! move the draft on) and nothing of the judgement, which is injected: a [`DraftProcessor`] in
-//! Rust, or any program ([`processors::command`]). Drafts live in one SQLite file that several
+//! Rust, or any program ([`CommandProcessor`]). Drafts live in one SQLite file that several
 //! runners and people with a SQL shell may use at once.
 //!
 //! ```
@@ -49,26 +49,56 @@
 
 #![forbid(unsafe_code)]
 
-pub mod clock;
+mod clock;
 mod database;
-pub mod draft;
-pub mod error;
-pub mod escape;
-pub mod processor;
-pub mod processors;
-pub mod runner;
-pub mod state;
-pub mod store;
-pub mod sweep;
-pub mod watch;
+mod draft;
+mod error;
+mod escape;
+mod id;
+mod outcome;
+mod processor;
+mod processors;
+mod runner;
+mod state;
+mod store;
+mod sweep;
 
-pub use draft::{Draft, DraftId, DraftMetadata, DraftSourceSurface};
-pub use error::{LibrarianError, ProcessorError};
-pub use processor::{DraftProcessor, Outcome};
+pub use clock::{Clock, MAX_UNIX_MS, from_unix_ms, unix_ms};
+pub use draft::{
+    DEFAULT_MAX_TEXT_BYTES, DRAFT_SCHEMA_VERSION, Draft, DraftMetadata, DraftSourceSurface,
+    MAX_METADATA_BYTES, MAX_TAGS,
+};
+pub use error::{
+    DraftDamage, DraftRejection, ErrorKind, JsonFault, LibrarianError, ProcessorError,
+};
+pub use escape::{
+    is_unsafe as is_unsafe_to_show, json as escape_json, line as escape_line, text as escape_text,
+};
+pub use id::{DraftId, NotADraftId};
+pub use outcome::{MAX_DELAY, Outcome};
+pub use processor::DraftProcessor;
 pub use processors::deferred::DeferredDraftProcessor;
-pub use runner::{DEFAULT_PROCESSING_STALE_SECS, DraftRunItem, DraftRunSummary, Runner, run_once};
-pub use state::{DraftProcessingDecision, DraftState};
-pub use store::{DraftStore, DraftTransition};
+pub use processors::exec::{
+    CommandProcessor, MAX_NOTE_BYTES, MAX_OUTPUT_BYTES, STDERR_TAIL_BYTES, kill_running_programs,
+    kill_running_programs_and_exit,
+};
+pub use runner::{
+    Cancellation, DEFAULT_PROCESSING_STALE_SECS, DraftRunItem, DraftRunSummary, RunReport, Runner,
+    Waiter, Wake, WatchEvent, run_once,
+};
+pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
+pub use store::batches::BatchedSubmit;
+pub use store::claim::{Claim, Claimed, PendingSnapshot};
+pub use store::intake::Submission;
+pub use store::recovery::Recovery;
+pub use store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
+pub use store::upkeep::Requeued;
+pub use store::view::{DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats};
+pub use store::{DraftStore, DraftTransition, StoreOptions};
+pub use sweep::{
+    EXTENSIONS as SWEEP_EXTENSIONS, SkipReason, SkippedFile, SweepDrafts, SweepFiles, SweepOptions,
+    Swept, default_agent as default_sweep_agent, find as find_sweep_files, is_sweep_surface,
+};
 
 /// What the README shows of the library compiles and runs.
 #[cfg(doctest)]

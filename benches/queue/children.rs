@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::runner::Cancellation;
-use draftq::watch::Waiter;
+use draftq::Cancellation;
+use draftq::Waiter;
 use draftq::{Draft, DraftProcessingDecision, DraftProcessor, DraftStore, LibrarianError, Runner};
 
 use crate::{Outcome, Trivial, bare, draft_of};

@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::sweep::{self, SweepOptions, Swept};
 use draftq::{
     Draft, DraftMetadata, DraftProcessingDecision, DraftProcessor, DraftSourceSurface, DraftStore,
     LibrarianError, Runner,
 };
+use draftq::{SweepOptions, Swept};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -214,7 +214,7 @@ impl Bench {
         let ours = timed(|| {
             let metadata = DraftMetadata::new(DraftSourceSurface::Directory, SystemTime::now());
             let options = SweepOptions::new(metadata);
-            let found = sweep::find(&[tree.path()])?;
+            let found = draftq::find_sweep_files(&[tree.path()])?;
             let mut batch = Vec::new();
             for swept in found.drafts(&options) {
                 if let Swept::Draft(draft) = swept {

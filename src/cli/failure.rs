@@ -4,9 +4,8 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind as UsageError};
+use draftq::ErrorKind;
 use draftq::LibrarianError;
-use draftq::error::ErrorKind;
-use draftq::escape;
 
 use super::render::{Output, in_colour};
 
@@ -125,7 +124,7 @@ pub fn from_clap(mut error: clap::Error) -> ExitCode {
     if unchanged && in_colour(&io::stderr()) {
         tell(&message.ansi().to_string());
     } else {
-        tell(&escape::text(&message.to_string()));
+        tell(&draftq::escape_text(&message.to_string()));
     }
     ExitCode::from(EX_USAGE)
 }
@@ -152,7 +151,7 @@ fn hide_arguments(error: &mut clap::Error) -> bool {
         match hidden {
             // Of a value that is missing clap makes an empty one.
             true if !word.is_empty() => "(not shown: it may be of a draft)".to_owned(),
-            _ => escape::line(word).into_owned(),
+            _ => draftq::escape_line(word).into_owned(),
         }
     };
     let changed: Vec<(ContextKind, ContextValue)> = error
@@ -189,7 +188,7 @@ fn is_flag_name(word: &str) -> bool {
 
 /// One line on standard error. A path or a name in it may hold anything, also line breaks.
 pub fn say(message: &str) {
-    let mut line = escape::line(message).into_owned();
+    let mut line = draftq::escape_line(message).into_owned();
     line.push('\n');
     tell(&line);
 }

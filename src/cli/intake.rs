@@ -10,10 +10,10 @@ use std::time::SystemTime;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use draftq::runner::Cancellation;
-use draftq::store::intake::Submission;
-use draftq::sweep::{self, SkipReason, SkippedFile, SweepOptions, Swept};
+use draftq::Cancellation;
+use draftq::Submission;
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore, LibrarianError};
+use draftq::{SkipReason, SkippedFile, SweepFiles, SweepOptions, Swept};
 use serde::Serialize;
 
 use super::Context;
@@ -549,7 +549,7 @@ impl Sweep {
 
 /// A sweep whose paths are there and whose flags make sense.
 pub struct Staging {
-    found: sweep::Found,
+    found: SweepFiles,
     options: SweepOptions,
 }
 
@@ -578,7 +578,7 @@ impl Staging {
         context: &Context,
     ) -> Result<Self, Failure> {
         let metadata = provenance.metadata(DraftSourceSurface::Directory);
-        if !sweep::is_sweep_surface(metadata.source_surface) {
+        if !draftq::is_sweep_surface(metadata.source_surface) {
             return Err(Failure::usage(format!(
                 "drafts of the surface {} are not swept from files; use directory, \
                  claude_memory, codex_memory, repo_handoff or agent_export",
@@ -587,7 +587,7 @@ impl Staging {
         }
         let mut options = SweepOptions::new(metadata);
         options.max_text_bytes = context.global.max_text_bytes;
-        Ok(Self { found: sweep::find(paths)?, options })
+        Ok(Self { found: draftq::find_sweep_files(paths)?, options })
     }
 
     /// Read the files and submit them, batch by batch, until that is all or it is to end.
@@ -647,11 +647,11 @@ impl SweepSummary {
         for file in &self.skipped {
             let path = file.path.display().to_string();
             text.push_str("\n  ");
-            text.push_str(&draftq::escape::line(&path));
+            text.push_str(&draftq::escape_line(&path));
             text.push(' ');
             text.push_str(file.reason.explanation());
             if let Some(detail) = &file.detail {
-                text.push_str(&format!(" ({})", draftq::escape::line(detail)));
+                text.push_str(&format!(" ({})", draftq::escape_line(detail)));
             }
         }
         text

@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal as _};
 
-use draftq::escape;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
@@ -44,7 +43,7 @@ pub fn start(quiet: bool) {
 fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(|line, field, value| {
         let value = format!("{value:?}");
-        let value = escape::line(&value);
+        let value = draftq::escape_line(&value);
         match field.name() {
             "message" => write!(line, "{value}"),
             name => write!(line, "{name}={value}"),
@@ -98,7 +97,7 @@ mod tests {
         });
         let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         assert_eq!(written.lines().count(), 2, "{written}");
-        assert_eq!(written.replace('\n', "").find(escape::is_unsafe), None, "{written:?}");
+        assert_eq!(written.replace('\n', "").find(draftq::is_unsafe_to_show), None, "{written:?}");
         assert!(written.contains("message of a\\n2026 ERROR forged"), "{written}");
         assert!(written.contains(" path=a\\n2026"), "{written}");
     }

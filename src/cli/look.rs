@@ -6,11 +6,9 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use draftq::clock::from_unix_ms;
-use draftq::store::view::{
-    DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats,
-};
-use draftq::{DraftId, DraftSourceSurface, DraftState, DraftStore, LibrarianError, escape};
+use draftq::from_unix_ms;
+use draftq::{DraftId, DraftSourceSurface, DraftState, DraftStore, LibrarianError};
+use draftq::{DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats};
 use serde::Serialize;
 use time::format_description::well_known::Iso8601;
 use time::macros::format_description;
@@ -102,7 +100,7 @@ impl List {
         if listed.drafts == 0 && listed.passed_over.is_empty() {
             // Which database that is: the path may be mistyped.
             let path = store.path().display().to_string();
-            output.text(&format!("No such drafts in {}.", escape::line(&path)))?;
+            output.text(&format!("No such drafts in {}.", draftq::escape_line(&path)))?;
         } else if listed.more {
             output
                 .text(&format!("… and more; these are {}, --limit 0 lists all.", listed.drafts))?;
@@ -321,7 +319,7 @@ impl Show {
 fn describe(record: &DraftRecord) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<12}{}", escape::line(value));
+        let _ = writeln!(text, "{name:<12}{}", draftq::escape_line(value));
     };
     line("draft", &record.id.to_hex());
     line("state", record.state.dir_name());
@@ -449,7 +447,7 @@ fn count_up(store: &DraftStore, stats: &StoreStats) -> String {
 /// The draft that an argument means: an id, or the beginning of just one.
 pub fn resolve(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
     let prefix = text.to_ascii_lowercase();
-    let shown = escape::line(text);
+    let shown = draftq::escape_line(text);
     let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_hexdigit());
     if !digits || prefix.len() > 16 {
         return Err(Failure::not_found(format!(

@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use draftq::DEFAULT_MAX_TEXT_BYTES;
 use draftq::DraftStore;
-use draftq::draft::DEFAULT_MAX_TEXT_BYTES;
-use draftq::store::StoreOptions;
+use draftq::StoreOptions;
 
 use self::failure::Failure;
 use self::render::Output;

@@ -5,8 +5,7 @@ use std::io::{self, IsTerminal, Write as _};
 use std::time::Duration;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width, presets};
-use draftq::clock::from_unix_ms;
-use draftq::escape;
+use draftq::from_unix_ms;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -45,14 +44,14 @@ impl Output {
     /// One JSON document on one line.
     pub fn json(self, value: &impl Serialize) -> Result<(), Failure> {
         let document = serde_json::to_string(value)?;
-        self.write(&escape::json(&document), "\n")
+        self.write(&draftq::escape_json(&document), "\n")
     }
 
     /// JSON Lines, written at once.
     pub fn json_lines<T: Serialize>(self, values: &[T]) -> Result<(), Failure> {
         let mut lines = String::new();
         for value in values {
-            lines.push_str(&escape::json(&serde_json::to_string(value)?));
+            lines.push_str(&draftq::escape_json(&serde_json::to_string(value)?));
             lines.push('\n');
         }
         self.write(&lines, "")
@@ -60,7 +59,7 @@ impl Output {
 
     /// Lines for a person.
     pub fn text(self, text: &str) -> Result<(), Failure> {
-        self.write(&escape::text(text), "\n")
+        self.write(&draftq::escape_text(text), "\n")
     }
 
     /// Exactly these bytes.
@@ -125,7 +124,7 @@ impl Sheet {
             .into_iter()
             // Before the layout, whose time grows with the square of a cell's length. Before the
             // escaping as well, which makes a text up to ten times as long.
-            .map(|cell| cut(&escape::line(&cut(&cell, longest)), longest).into_owned())
+            .map(|cell| cut(&draftq::escape_line(&cut(&cell, longest)), longest).into_owned())
             .collect();
         let mut row = Row::from(cells);
         row.max_height(1);

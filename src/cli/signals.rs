@@ -7,9 +7,9 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use draftq::Cancellation;
 use draftq::LibrarianError;
-use draftq::processors::command::{kill_running_programs, kill_running_programs_and_exit};
-use draftq::runner::Cancellation;
+use draftq::{kill_running_programs, kill_running_programs_and_exit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 

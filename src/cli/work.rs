@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{ArgGroup, Args};
-use draftq::error::ErrorKind;
-use draftq::processors::command::CommandProcessor;
-use draftq::runner::{Cancellation, RunReport, WatchEvent};
-use draftq::store::registration::DEFAULT_MAX_ERRORS;
+use draftq::CommandProcessor;
+use draftq::DEFAULT_MAX_ERRORS;
+use draftq::ErrorKind;
+use draftq::{Cancellation, RunReport, WatchEvent};
 use draftq::{
     DEFAULT_PROCESSING_STALE_SECS, DeferredDraftProcessor, DraftProcessor, DraftRunSummary,
     DraftStore, LibrarianError, Runner,

@@ -1,4 +1,4 @@
 //! Processors that come with the crate: one that defers everything, one that asks any program.
 
-pub mod command;
-pub mod deferred;
+pub(crate) mod deferred;
+pub(crate) mod exec;

@@ -17,9 +17,11 @@ use tracing::{Dispatch, Span, dispatcher};
 
 use super::batch::{BatchSize, MAX_BATCH};
 use super::{DraftRunItem, DraftRunSummary, RunReport, Runner, lock};
-use crate::draft::{Draft, DraftId};
+use crate::draft::Draft;
 use crate::error::{ErrorKind, LibrarianError, ProcessorError};
-use crate::processor::{DraftProcessor, Outcome};
+use crate::id::DraftId;
+use crate::outcome::Outcome;
+use crate::processor::DraftProcessor;
 use crate::store::batch::{Exchanged, Processed};
 use crate::store::claim::{Claim, Claimed, Next, PendingSnapshot};
 use crate::store::finish::Stored;

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::wait::{Waiter, Wake};
 use super::{Cancellation, RunReport, Runner};
 use crate::error::LibrarianError;
 use crate::processor::DraftProcessor;
 use crate::store::DraftStore;
-use crate::watch::{Waiter, Wake};
 
 /// How long a watch waits after an iteration that failed, for the first time in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

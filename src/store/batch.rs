@@ -7,7 +7,7 @@ use super::claim::{Claim, NewClaims, PendingSnapshot, claim};
 use super::finish::{Stored, finish, record_error, release};
 use super::registration::RunnerRegistration;
 use crate::error::LibrarianError;
-use crate::processor::Outcome;
+use crate::outcome::Outcome;
 
 /// A claim whose processor has answered, and the answer.
 #[derive(Debug)]

@@ -15,8 +15,9 @@ use super::finish::record_error;
 use super::registration::RunnerRegistration;
 use super::{DraftStore, draft_columns};
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftId};
+use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
+use crate::id::DraftId;
 
 /// Most bytes of text that are claimed together, if it is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;

@@ -7,8 +7,9 @@ use rusqlite::types::{FromSql, ValueRef};
 use serde_json::value::RawValue;
 
 use crate::clock::from_unix_ms;
-use crate::draft::{Draft, DraftId, DraftMetadata};
+use crate::draft::{Draft, DraftMetadata};
 use crate::error::DraftDamage;
+use crate::id::DraftId;
 
 /// A row, and the names of those of its columns that could not be read.
 pub(super) struct Columns<'a, 'r> {

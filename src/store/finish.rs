@@ -11,9 +11,9 @@ use super::batch::is_row_fault;
 use super::claim::{Claim, ClaimKey};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::TransactionError;
-use crate::draft::DraftId;
 use crate::error::{DraftDamage, LibrarianError};
-use crate::processor::{MAX_DELAY, Outcome};
+use crate::id::DraftId;
+use crate::outcome::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
 
 /// Most bytes of an error that are stored with a draft.

@@ -13,8 +13,9 @@ use super::group::{Lead, Role};
 use super::{DraftStore, state_of, tags_json};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftId};
+use crate::draft::Draft;
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// What became of a submitted draft.

@@ -46,8 +46,9 @@ use crate::clock::Clock;
 use crate::database::{
     Access, DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
 };
-use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftId, DraftSourceSurface};
+use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftSourceSurface};
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::{DraftProcessingDecision, DraftState};
 
 /// A durable store of drafts in one SQLite file. Clones share its connections; threads and

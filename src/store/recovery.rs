@@ -18,8 +18,8 @@ use super::registration::{end_idle, set_ended};
 use super::{DraftStore, DraftTransition, lossy_text};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
 use crate::database::TransactionError;
-use crate::draft::DraftId;
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// What one recovery did.

@@ -3,8 +3,8 @@
 use rusqlite::named_params;
 
 use super::{DraftStore, DraftTransition};
-use crate::draft::DraftId;
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 impl DraftStore {

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::{DraftStore, state_of};
 use crate::database::TransactionError;
-use crate::draft::DraftId;
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// What a requeue did with one draft.

@@ -14,8 +14,9 @@ use super::counts;
 use super::{DraftStore, draft_columns};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftId, DraftSourceSurface};
+use crate::draft::{Draft, DraftSourceSurface};
 use crate::error::{DraftDamage, LibrarianError};
+use crate::id::DraftId;
 use crate::state::{DraftProcessingDecision, DraftState};
 
 /// Most drafts in one page of a list.

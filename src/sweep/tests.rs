@@ -39,7 +39,7 @@ fn fifo(path: &Path) {
 /// Texts and reasons, each by path below the tree.
 type TextsAndReasons = (BTreeMap<String, String>, BTreeMap<String, SkipReason>);
 
-fn read(found: &Found, options: &SweepOptions, tree: &Path) -> TextsAndReasons {
+fn read(found: &SweepFiles, options: &SweepOptions, tree: &Path) -> TextsAndReasons {
     let below = |path: &Path| {
         path.strip_prefix(tree).map_or(path, |below| below).to_string_lossy().into_owned()
     };

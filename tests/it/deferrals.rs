@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use draftq::clock::{Clock, from_unix_ms};
+use draftq::{Clock, from_unix_ms};
 use draftq::{
     DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
     LibrarianError, Outcome, Runner,

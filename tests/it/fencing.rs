@@ -3,10 +3,10 @@
 
 use std::time::SystemTime;
 
-use draftq::error::{ErrorKind, ProcessorError};
-use draftq::store::claim::{Claim, Claimed};
-use draftq::store::registration::RunnerRegistration;
+use draftq::RunnerRegistration;
+use draftq::{Claim, Claimed};
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Outcome};
+use draftq::{ErrorKind, ProcessorError};
 use rusqlite::Connection;
 
 use crate::harness::{assert_whole, draft, seed, setting, store};

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use draftq::processors::command::CommandProcessor;
+use draftq::CommandProcessor;
 use draftq::{DraftProcessingDecision, DraftProcessor as _};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::clock::{from_unix_ms, unix_ms};
 use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
+use draftq::{from_unix_ms, unix_ms};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use serde_json::Value;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Barrier;
 
-use draftq::draft::DEFAULT_MAX_TEXT_BYTES;
-use draftq::store::intake::Submission;
+use draftq::DEFAULT_MAX_TEXT_BYTES;
+use draftq::Submission;
 use draftq::{Draft, DraftState, DraftStore, LibrarianError};
 
 use crate::harness::{assert_whole, draft, store};

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::clock::{Clock, from_unix_ms};
-use draftq::runner::Cancellation;
-use draftq::store::claim::Claimed;
-use draftq::store::view::DraftQuery;
+use draftq::Cancellation;
+use draftq::Claimed;
+use draftq::DraftQuery;
+use draftq::{Clock, from_unix_ms};
 use draftq::{
     DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftRunSummary,
     DraftState, DraftStore, LibrarianError, Outcome, Runner,

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use draftq::{DraftState, escape};
+use draftq::DraftState;
 use serde_json::{Value, json};
 
 use crate::harness::{Sandbox, draft, finish};
@@ -330,7 +330,7 @@ fn nothing_from_a_draft_reaches_a_terminal_raw() {
     ] {
         let ran = sandbox.draftq(args);
         for shown in [ran.out(), ran.err()] {
-            let raw = shown.find(escape::is_unsafe);
+            let raw = shown.find(draftq::is_unsafe_to_show);
             assert_eq!(raw, None, "{args:?}: {shown:?}");
         }
     }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::error::ProcessorError;
-use draftq::runner::Cancellation;
+use draftq::Cancellation;
+use draftq::ProcessorError;
 use draftq::{
     Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError, Runner,
 };
@@ -37,7 +37,7 @@ fn starved(times: usize) -> (Starved, Arc<AtomicUsize>) {
 }
 
 fn charged(store: &DraftStore) -> (u64, u64, u64) {
-    let draft = store.query(&draftq::store::view::DraftQuery { limit: 1, ..Default::default() });
+    let draft = store.query(&draftq::DraftQuery { limit: 1, ..Default::default() });
     let record = draft.unwrap().rows.remove(0);
     (record.claims, record.errors, record.crashes)
 }

@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::clock::{Clock, MAX_UNIX_MS, from_unix_ms};
-use draftq::error::ProcessorError;
-use draftq::store::claim::{Claim, Claimed, PendingSnapshot};
-use draftq::store::registration::{RunnerInfo, RunnerRegistration};
-use draftq::store::view::DraftQuery;
+use draftq::DraftQuery;
+use draftq::ProcessorError;
+use draftq::{Claim, Claimed, PendingSnapshot};
+use draftq::{Clock, MAX_UNIX_MS, from_unix_ms};
 use draftq::{
     Draft, DraftId, DraftMetadata, DraftProcessingDecision, DraftSourceSurface, DraftState,
     DraftStore, LibrarianError, Outcome,
 };
+use draftq::{RunnerInfo, RunnerRegistration};
 
 use crate::harness::{assert_whole, seed, setting};
 

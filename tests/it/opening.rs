@@ -11,9 +11,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Barrier, mpsc};
 use std::time::{Duration, SystemTime};
 
-use draftq::error::ErrorKind;
-use draftq::store::claim::Claimed;
-use draftq::store::view::DraftQuery;
+use draftq::Claimed;
+use draftq::DraftQuery;
+use draftq::ErrorKind;
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError};
 use rusqlite::Connection;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
-use draftq::error::ErrorKind;
+use draftq::ErrorKind;
 use draftq::{DraftState, DraftStore, LibrarianError};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use draftq::error::DraftDamage;
+use draftq::DraftDamage;
 use draftq::{DraftState, LibrarianError};
 use rusqlite::Connection;
 use serde_json::{Value, json};

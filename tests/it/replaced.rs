@@ -11,8 +11,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use draftq::error::ErrorKind;
-use draftq::runner::{Cancellation, WatchEvent};
+use draftq::ErrorKind;
+use draftq::{Cancellation, WatchEvent};
 use draftq::{DeferredDraftProcessor, Draft, DraftState, DraftStore, LibrarianError, Runner};
 use rusqlite::Connection;
 use rustix::fs::{CWD, RenameFlags, renameat_with};

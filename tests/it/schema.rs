@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use draftq::clock::unix_ms;
-use draftq::processor::MAX_DELAY;
-use draftq::store::claim::Claimed;
+use draftq::Claimed;
+use draftq::MAX_DELAY;
+use draftq::unix_ms;
 use draftq::{DraftProcessingDecision, DraftState, DraftStore, Outcome};
 use rusqlite::Connection;
 

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::error::ErrorKind;
+use draftq::ErrorKind;
 use draftq::{DeferredDraftProcessor, DraftState, DraftStore, LibrarianError, Runner};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};

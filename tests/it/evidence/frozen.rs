@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use draftq::draft::DraftId;
+use draftq::DraftId;
 use draftq::{DraftState, DraftStore};
 use fastrand::Rng;
 use rusqlite::Connection;

@@ -10,10 +10,10 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::draft::DraftId;
 use crate::error::ProcessorError;
 use crate::escape;
-use crate::processor::{MAX_DELAY, Outcome};
+use crate::id::DraftId;
+use crate::outcome::{MAX_DELAY, Outcome};
 use crate::state::DraftProcessingDecision;
 
 /// Longest note that a program may give: 64 KiB, in bytes of UTF-8.

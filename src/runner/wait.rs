@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::Cancellation;
 use crate::error::LibrarianError;
-use crate::runner::Cancellation;
 use crate::store::DraftStore;
 use crate::store::wakeup::WAKEUP_FILE;
 

@@ -21,9 +21,11 @@ use rustix::io::Errno;
 use self::registry::Registry;
 use self::reply::{Answer, Printed};
 use self::running::{Ending, Finished};
-use crate::draft::{Draft, DraftId};
+use crate::draft::Draft;
 use crate::error::{LibrarianError, ProcessorError};
-use crate::processor::{DraftProcessor, Outcome};
+use crate::id::DraftId;
+use crate::outcome::Outcome;
+use crate::processor::DraftProcessor;
 use crate::state::DraftProcessingDecision;
 
 pub use self::reply::MAX_NOTE_BYTES;
@@ -52,7 +54,7 @@ const EX_UNAVAILABLE: i32 = 69;
 /// All keys but `decision` are optional, and null is as good as absent for them. `decision` is one
 /// of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`. An `id`, if there is one, must
 /// be that of the draft. The two delays are numbers of seconds, not negative, and held to
-/// [`MAX_DELAY`](crate::processor::MAX_DELAY); the note has at most [`MAX_NOTE_BYTES`]; the output
+/// [`MAX_DELAY`](crate::outcome::MAX_DELAY); the note has at most [`MAX_NOTE_BYTES`]; the output
 /// is kept as it was written; `usage` is an object of numbers. A program that cannot work now, for
 /// whatever draft, answers `{"unavailable":"why"}`, to which only `id` and `usage` may be added.
 ///

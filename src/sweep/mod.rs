@@ -1,6 +1,6 @@
 //! A safe directory walk: the files that agents and people left behind, as drafts.
 //!
-//! A sweep has two steps. [`find`] walks the named paths and reads no file; [`Found::drafts`] then
+//! A sweep has two steps. [`find`] walks the named paths and reads no file; [`SweepFiles::drafts`] then
 //! reads one file at a time, so that a caller knows how much there is to do, submits in batches,
 //! and never holds all texts at once.
 //!
@@ -330,7 +330,7 @@ struct Entry {
 
 /// What a walk found, in the order of the named paths and, below each of them, sorted by name.
 #[derive(Debug)]
-pub struct Found {
+pub struct SweepFiles {
     roots: Vec<Root>,
     entries: Vec<Entry>,
 }
@@ -341,7 +341,7 @@ pub struct Found {
 ///
 /// [`LibrarianError::Io`] if one of the paths is not there or cannot be reached; all of them are
 /// looked at before the first is walked. What cannot be read below them is no error.
-pub fn find<P: AsRef<Path>>(paths: &[P]) -> Result<Found, LibrarianError> {
+pub fn find<P: AsRef<Path>>(paths: &[P]) -> Result<SweepFiles, LibrarianError> {
     let roots: Vec<Root> =
         paths.iter().map(|path| Root::look_at(path.as_ref())).collect::<Result<_, _>>()?;
     let mut entries = Vec::new();
@@ -357,7 +357,7 @@ pub fn find<P: AsRef<Path>>(paths: &[P]) -> Result<Found, LibrarianError> {
     if roots.len() > 1 {
         take_once(&roots, &mut entries);
     }
-    Ok(Found { roots, entries })
+    Ok(SweepFiles { roots, entries })
 }
 
 fn walk(root: usize, named: &Path, entries: &mut Vec<Entry>) {
@@ -433,7 +433,7 @@ impl Entry {
     }
 }
 
-impl Found {
+impl SweepFiles {
     /// How many things [`drafts`](Self::drafts) yields: the files to read, and what is skipped.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -451,14 +451,14 @@ impl Found {
     /// The iterator yields each thing that was found once, in order, as a draft or as skipped. It
     /// holds no text that it has yielded.
     #[must_use]
-    pub fn drafts<'a>(&'a self, options: &'a SweepOptions) -> Drafts<'a> {
-        Drafts { found: self, options, next: 0, directory: None }
+    pub fn drafts<'a>(&'a self, options: &'a SweepOptions) -> SweepDrafts<'a> {
+        SweepDrafts { found: self, options, next: 0, directory: None }
     }
 }
 
-/// The drafts of a sweep, and what was skipped; see [`Found::drafts`].
-pub struct Drafts<'a> {
-    found: &'a Found,
+/// The drafts of a sweep, and what was skipped; see [`SweepFiles::drafts`].
+pub struct SweepDrafts<'a> {
+    found: &'a SweepFiles,
     options: &'a SweepOptions,
     next: usize,
     /// The directory of the file read last: the next one is often in it.
@@ -471,7 +471,7 @@ struct OpenDirectory<'a> {
     handle: OwnedFd,
 }
 
-impl Iterator for Drafts<'_> {
+impl Iterator for SweepDrafts<'_> {
     type Item = Swept;
 
     fn next(&mut self) -> Option<Swept> {
@@ -495,9 +495,9 @@ impl Iterator for Drafts<'_> {
     }
 }
 
-impl ExactSizeIterator for Drafts<'_> {}
+impl ExactSizeIterator for SweepDrafts<'_> {}
 
-impl<'a> Drafts<'a> {
+impl<'a> SweepDrafts<'a> {
     fn read(&mut self, entry: &'a Entry, path: &Path) -> Result<Draft, Skip> {
         let provenance = file_uri(path)?;
         let file = self.open(entry)?;

@@ -2,165 +2,34 @@
 //! draft on. The judgement is the processor's ([`DraftProcessor`]).
 
 mod batch;
+mod cancellation;
 mod dispatcher;
+mod summary;
+mod wait;
 mod watch;
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
-use tracing::{Span, field};
+use tracing::field;
 
+pub use self::cancellation::Cancellation;
 use self::dispatcher::Dispatcher;
+use self::summary::record;
+pub use self::summary::{DraftRunItem, DraftRunSummary, RunReport};
+pub use self::wait::{Waiter, Wake};
 pub use self::watch::WatchEvent;
 use crate::error::LibrarianError;
-use crate::processor::{DraftProcessor, MAX_DELAY};
-use crate::state::DraftProcessingDecision;
+use crate::outcome::MAX_DELAY;
+use crate::processor::DraftProcessor;
 use crate::store::DraftStore;
 use crate::store::claim::PendingSnapshot;
 use crate::store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 
 /// Age in seconds after which a claim that has no owner is taken back.
 pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
-
-/// One draft that a run moved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DraftRunItem {
-    /// The draft's id.
-    pub id: String,
-    /// What the processor decided.
-    pub decision: DraftProcessingDecision,
-    /// The state it reached.
-    pub final_state: String,
-}
-
-/// What one run did.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct DraftRunSummary {
-    /// Abandoned claims that went back to pending before the run looked for work.
-    pub recovered_processing: usize,
-    /// Drafts that were then pending and due: the run takes no others.
-    pub pending_seen: usize,
-    /// Drafts that the run claimed.
-    pub claimed: usize,
-    /// Drafts that the processor accepted.
-    pub accepted: usize,
-    /// Drafts that the processor skipped.
-    pub skipped: usize,
-    /// Drafts that the processor failed.
-    pub failed: usize,
-    /// Drafts that the processor quarantined.
-    pub quarantined: usize,
-    /// Drafts that the processor deferred.
-    pub deferred: usize,
-    /// Drafts that the run saw pending and another runner took.
-    pub claim_misses: usize,
-    /// Drafts about which the processor came to no decision.
-    pub errors: usize,
-    /// Drafts whose claim was taken back before the processor's decision could be stored.
-    pub lost_claims: usize,
-    /// Abandoned claims whose errors had reached the budget, and that went to `failed`.
-    pub exhausted: usize,
-    /// Drafts that were given back because the machine did not let the processor work; nothing
-    /// was charged to them.
-    pub released: usize,
-    /// What became of each draft, in the order in which they were finished.
-    pub items: Vec<DraftRunItem>,
-    /// Decided drafts that are not among the items, because the runner was to list only so many.
-    pub items_left_out: usize,
-}
-
-impl DraftRunSummary {
-    /// Drafts that are dealt with, one way or the other.
-    #[must_use]
-    pub fn done(&self) -> usize {
-        self.accepted
-            + self.skipped
-            + self.failed
-            + self.quarantined
-            + self.deferred
-            + self.errors
-            + self.lost_claims
-            + self.released
-    }
-
-    /// Whether the run found anything to do.
-    #[must_use]
-    pub fn did_something(&self) -> bool {
-        self.claimed + self.recovered_processing + self.exhausted > 0
-    }
-
-    fn count(&mut self, decision: DraftProcessingDecision) {
-        match decision {
-            DraftProcessingDecision::Accepted => self.accepted += 1,
-            DraftProcessingDecision::Skipped => self.skipped += 1,
-            DraftProcessingDecision::Failed => self.failed += 1,
-            DraftProcessingDecision::Quarantined => self.quarantined += 1,
-            DraftProcessingDecision::Deferred => self.deferred += 1,
-        }
-    }
-}
-
-/// A run's summary, and what cut it short, if something did.
-#[derive(Debug)]
-pub struct RunReport {
-    /// What was done up to then.
-    pub summary: DraftRunSummary,
-    /// The error that ended the run early: the database's, or the processor's where the runner
-    /// was told to stop at one.
-    pub stopped_by: Option<LibrarianError>,
-}
-
-impl RunReport {
-    /// The summary, or the error that cut the run short.
-    ///
-    /// # Errors
-    ///
-    /// What [`stopped_by`](Self::stopped_by) holds.
-    pub fn into_result(self) -> Result<DraftRunSummary, LibrarianError> {
-        match self.stopped_by {
-            Some(error) => Err(error),
-            None => Ok(self.summary),
-        }
-    }
-}
-
-/// Asks a run to end: the drafts in hand are finished, nothing more is claimed. Clones ask the
-/// same runs.
-#[derive(Debug, Clone, Default)]
-pub struct Cancellation(Arc<(Mutex<bool>, Condvar)>);
-
-impl Cancellation {
-    /// Ask.
-    pub fn cancel(&self) {
-        *lock(&self.0.0) = true;
-        self.0.1.notify_all();
-    }
-
-    /// Whether it was asked.
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        *lock(&self.0.0)
-    }
-
-    /// Wait until then, or until it is asked. Returns whether it was asked.
-    #[must_use]
-    pub fn wait_until(&self, deadline: Instant) -> bool {
-        let mut cancelled = lock(&self.0.0);
-        while !*cancelled {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let (guard, _) =
-                self.0.1.wait_timeout(cancelled, left).unwrap_or_else(PoisonError::into_inner);
-            cancelled = guard;
-        }
-        *cancelled
-    }
-}
 
 type Observer = Box<dyn Fn(&DraftRunSummary) + Send + Sync>;
 
@@ -429,22 +298,6 @@ impl Drop for Abandoning<'_> {
 /// whole, because none of ours panics while it changes them.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn record(span: &Span, summary: &DraftRunSummary) {
-    for (name, count) in [
-        ("recovered_processing", summary.recovered_processing),
-        ("pending_seen", summary.pending_seen),
-        ("claimed", summary.claimed),
-        ("accepted", summary.accepted),
-        ("skipped", summary.skipped),
-        ("failed", summary.failed),
-        ("quarantined", summary.quarantined),
-        ("deferred", summary.deferred),
-        ("claim_misses", summary.claim_misses),
-    ] {
-        span.record(name, u64::try_from(count).unwrap_or(u64::MAX));
-    }
 }
 
 /// Run a processor once over what is pending, on this thread.
