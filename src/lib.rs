@@ -92,12 +92,13 @@ pub use runner::{
     RunReport, Runner, Waiter, Wake, WatchEvent, run_once,
 };
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
-pub use store::batches::BatchedSubmit;
-pub use store::claim::{Claim, Claimed, PendingSnapshot};
-pub use store::intake::Submission;
-pub use store::recovery::Recovery;
+pub use store::claimed::{Claim, Claimed};
+pub use store::recover::Recovery;
 pub use store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
-pub use store::upkeep::Requeued;
+pub use store::requeue::Requeued;
+pub use store::snapshot::PendingSnapshot;
+pub use store::submission::Submission;
+pub use store::submit_batches::BatchedSubmit;
 pub use store::view::{DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats};
 pub use store::{DraftStore, DraftTransition, StoreOptions};
 pub use sweep::{

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use rusqlite::ErrorCode;
 
 use super::error::TransactionError;
+use super::facts::{Owner, with_suffix};
 use super::runners_directory::RunnersDirectory;
-use super::trust::{Owner, with_suffix};
 use crate::error::LibrarianError;
 
 /// How long a connection waits for others' locks unless it is configured otherwise.

@@ -69,3 +69,12 @@ fn not_sqlite(path: PathBuf) -> LibrarianError {
         reason: "it is not an SQLite database; name another file with --db".to_owned(),
     }
 }
+
+/// Whether a statement failed because of what is in a row, so that it fails each time. SQLite
+/// undoes such a statement and keeps the transaction.
+pub(crate) fn is_row_fault(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
+    )
+}

@@ -13,9 +13,10 @@ use rusqlite::{Connection, OpenFlags};
 use super::busy::DEFAULT_BUSY_TIMEOUT;
 use super::connection::pragma;
 use super::error::classify;
+pub(crate) use super::facts::FileIdentity;
+use super::facts::with_suffix;
 use super::schema::check_header;
-pub(crate) use super::trust::FileIdentity;
-use super::trust::{Examined, examine, with_suffix};
+use super::trust::{Examined, examine};
 use crate::error::LibrarianError;
 
 /// Where the file at `path` really is, all links followed. `None` if there is no file.

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::facts::{Owner, with_suffix};
 use super::file::{self, FileIdentity};
 use super::runners_directory::RunnersDirectory;
-use super::trust::{Owner, examine, with_suffix};
+use super::trust::examine;
 use crate::error::LibrarianError;
 
 const FILE_NAME: &str = "in-use";

@@ -4,6 +4,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `file.rs` | creates the file and its directory, and recognises it before it is opened |
+//! | `facts.rs` | what the kernel says about a file |
 //! | `trust.rs` | refuses a file with two names, of another owner, or that others can write |
 //! | `runners_directory.rs` | opens what is in the directory beside the file, never through a link |
 //! | `in_use.rs` | keeps a file that takes another's place apart from that one's -wal |
@@ -25,6 +26,7 @@
 mod busy;
 mod connection;
 mod error;
+mod facts;
 mod file;
 mod in_use;
 mod pool;
@@ -49,10 +51,10 @@ use self::turn::WriterQueue;
 use crate::error::LibrarianError;
 
 pub(crate) use self::busy::DEFAULT_BUSY_TIMEOUT;
-pub(crate) use self::error::TransactionError;
+pub(crate) use self::error::{TransactionError, is_row_fault};
+pub(crate) use self::facts::Owner;
 pub(crate) use self::file::inspect;
 pub(crate) use self::runners_directory::RunnersDirectory;
-pub(crate) use self::trust::Owner;
 
 /// The first SQLite in which two writers cannot corrupt a database in WAL mode.
 const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");

@@ -18,10 +18,11 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use super::busy::{self, Files, Wait};
 use super::connection::{configure_reading, connect_read_only, harden};
 use super::error::TransactionError;
+use super::facts::{Owner, with_suffix};
 use super::file::{self, FileIdentity, open_immutable};
 use super::in_use::{self, InUse};
 use super::schema;
-use super::trust::{self, Owner, with_suffix};
+use super::trust;
 use crate::error::LibrarianError;
 
 /// The kernel's clock for a file's times goes in steps of up to this: two changes within one step

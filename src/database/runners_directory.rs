@@ -18,7 +18,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::trust::{Facts, Kind, Owner, RUNNERS_SUFFIX, check, with_suffix};
+use super::facts::{Facts, Owner, with_suffix};
+use super::trust::{Kind, RUNNERS_SUFFIX, check};
 use crate::error::LibrarianError;
 
 /// An open runners directory that belongs to the database's owner.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::lock;
+use super::lock::lock;
 
 /// Asks a run to end: the drafts in hand are finished, nothing more is claimed. Clones ask the
 /// same runs.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Cancellation;
+use super::cancellation::Cancellation;
 use crate::error::LibrarianError;
 use crate::store::DraftStore;
 use crate::store::wakeup::WAKEUP_FILE;

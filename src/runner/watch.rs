@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::cancellation::Cancellation;
+use super::options::Runner;
+use super::summary::RunReport;
 use super::wait::{Waiter, Wake};
-use super::{Cancellation, RunReport, Runner};
 use crate::error::LibrarianError;
 use crate::processor::DraftProcessor;
 use crate::store::DraftStore;

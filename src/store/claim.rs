@@ -1,20 +1,14 @@
-//! A draft is claimed.
-//!
-//! A claim carries a token that no other claim ever had, and every move out of `processing` by
-//! its holder is guarded by it: the fencing token of distributed locks (Kleppmann, 2016), kept
-//! where the resource is. [`Claim`] owns the token and is consumed by the move, so it cannot be
-//! finished twice; a holder that lost its claim is told so and changes nothing.
+//! Claims drafts.
 
-use std::fmt;
+use rusqlite::{Connection, named_params};
 
-use rusqlite::{Connection, OptionalExtension as _, named_params, params};
-
-use super::batch::is_row_fault;
-use super::columns::{draft_of, get};
+use super::DraftStore;
+use super::claimed::{Claim, ClaimKey, Claimed, NewClaims, Next};
+use super::columns::{draft_columns, draft_of, get};
 use super::finish::record_error;
 use super::registration::RunnerRegistration;
-use super::{DraftStore, draft_columns};
-use crate::database::TransactionError;
+use super::snapshot::PendingSnapshot;
+use crate::database::{TransactionError, is_row_fault};
 use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
@@ -23,167 +17,7 @@ use crate::state::DraftState;
 /// Most bytes of text that are claimed together, if it is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// Most drafts that one transaction makes claimable, so that others need not wait long for the
-/// write lock.
-const MAX_RELEASED: usize = 5_000;
-
-/// What one run may claim: the drafts that were ready at one moment, in order of submission.
-#[derive(Debug, Clone)]
-pub struct PendingSnapshot {
-    pending_seen: usize,
-    /// Drafts up to here were claimed already: one that this run deferred is not met again.
-    after: i64,
-    /// Drafts beyond this came in later.
-    until: i64,
-    /// Never more than were seen: one that is requeued meanwhile may be between the others.
-    remaining: usize,
-}
-
-impl PendingSnapshot {
-    /// How many drafts were pending and due.
-    #[must_use]
-    pub fn pending_seen(&self) -> usize {
-        self.pending_seen
-    }
-
-    /// Whether nothing more can be claimed from it.
-    #[must_use]
-    pub fn is_used_up(&self) -> bool {
-        self.remaining == 0 || self.after >= self.until
-    }
-
-    /// How many drafts can still be claimed from it, at most.
-    pub(super) fn remaining(&self) -> usize {
-        if self.is_used_up() { 0 } else { self.remaining }
-    }
-
-    /// Move on past what was claimed.
-    pub(crate) fn advance(&mut self, claims: &NewClaims) {
-        match claims.next {
-            Next::Drafts => self.after = claims.found.last().map_or(self.after, |(seq, _)| *seq),
-            Next::Nothing => self.after = self.until,
-            Next::Suspect => {}
-        }
-        self.remaining = self.remaining.saturating_sub(claims.found.len());
-    }
-
-    /// Go back to the first of these claims, which were given back.
-    pub(crate) fn rewind(&mut self, released: &[Box<Claim>]) {
-        if let Some(first) = released.iter().map(|claim| claim.key.seq).min() {
-            self.after = self.after.min(first - 1);
-            self.remaining += released.len();
-        }
-    }
-}
-
-/// A draft that a runner holds. Dropping it leaves the draft in `processing`; it is recovered
-/// once the runner's registration has ended.
-#[derive(Debug)]
-#[must_use = "a claim that is dropped leaves its draft in processing"]
-pub struct Claim {
-    pub(super) key: ClaimKey,
-    draft: Draft,
-    claims: u64,
-    errors: u64,
-}
-
-impl Claim {
-    /// The draft.
-    #[must_use]
-    pub fn draft(&self) -> &Draft {
-        &self.draft
-    }
-
-    /// How often the draft has been claimed, this time included.
-    #[must_use]
-    pub fn claims(&self) -> u64 {
-        self.claims
-    }
-
-    /// How many errors and crashes it had before.
-    #[must_use]
-    pub fn errors(&self) -> u64 {
-        self.errors
-    }
-}
-
-/// What it takes to move a claimed draft on.
-pub(super) struct ClaimKey {
-    pub seq: i64,
-    pub id: DraftId,
-    pub token: [u8; 16],
-    pub runner: i64,
-}
-
-impl fmt::Debug for ClaimKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ClaimKey({} by runner {})", self.id, self.runner)
-    }
-}
-
-/// What [`DraftStore::claim_next`] found.
-#[derive(Debug)]
-#[must_use = "a claim that is dropped leaves its draft in processing"]
-#[non_exhaustive]
-pub enum Claimed {
-    /// A draft to process.
-    Draft(Box<Claim>),
-    /// A draft that is not what was submitted: its row or text was altered or damaged from outside
-    /// ([`LibrarianError::DamagedDraft`]). It is not processed; the snapshot continues after it.
-    Unreadable {
-        /// The draft.
-        id: DraftId,
-        /// The state that it is in: `processing` with the error recorded, or `pending` if its row
-        /// cannot be changed.
-        state: DraftState,
-    },
-}
-
-/// The claims of one transaction.
-#[derive(Debug, Default)]
-pub(crate) struct NewClaims {
-    /// The drafts with their `seq`, in order.
-    pub found: Vec<(i64, Claimed)>,
-    /// Whether they are one suspect.
-    pub found_suspect: bool,
-    /// What follows them.
-    pub next: Next,
-}
-
-/// What a claim would find next.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// Perhaps more drafts.
-    #[default]
-    Drafts,
-    /// A suspect, which is claimed only by a runner that holds nothing else.
-    Suspect,
-    /// Nothing: the snapshot is used up.
-    Nothing,
-}
-
 impl DraftStore {
-    /// Which drafts a run that begins now may claim.
-    ///
-    /// # Errors
-    ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
-    pub fn pending_snapshot(&self) -> Result<PendingSnapshot, LibrarianError> {
-        self.database().read("count what is pending", |connection| {
-            let last = connection
-                .prepare_cached(
-                    "SELECT seq FROM drafts INDEXED BY drafts_ready \
-                     WHERE state = 'pending' AND due_at = 0 ORDER BY seq DESC LIMIT 1",
-                )?
-                .query_row([], |row| row.get(0))
-                .optional()?
-                .unwrap_or(0);
-            let seen = super::counts::ready(connection)?;
-            let pending_seen = usize::try_from(seen).unwrap_or(usize::MAX);
-            Ok(PendingSnapshot { pending_seen, after: 0, until: last, remaining: pending_seen })
-        })
-    }
-
     /// Claim the next draft of the snapshot that nobody else has claimed, or `None` when it is
     /// used up. When this returns a draft, the claim survives a crash: the draft goes back to
     /// pending once the runner is dead.
@@ -200,58 +34,15 @@ impl DraftStore {
         runner: &RunnerRegistration,
         snapshot: &mut PendingSnapshot,
     ) -> Result<Option<Claimed>, LibrarianError> {
-        let mut claims = self.exchange(runner, &[], &[], snapshot, 1, true)?.claims;
+        if snapshot.is_used_up() {
+            return Ok(None);
+        }
+        let (now, booted_at) = (self.now_ms(), self.clock().booted_at_ms());
+        let mut claims = self.write("claim a draft", |transaction| {
+            claim(transaction, runner.id(), snapshot, 1, true, now, booted_at)
+        })?;
         snapshot.advance(&claims);
         Ok(claims.found.pop().map(|(_, claimed)| claimed))
-    }
-
-    /// Make claimable what has waited until its time. Returns how many drafts.
-    ///
-    /// # Errors
-    ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
-    pub fn release_due(&self) -> Result<usize, LibrarianError> {
-        let now = self.now_ms();
-        let mut released = 0;
-        // A draft whose row cannot be changed is passed over.
-        let mut after = (0, 0);
-        loop {
-            // Most often nothing is due, and this read takes no lock.
-            let due = self.database().statement("look for what is due", |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
-                     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 \
-                         AND (due_at, seq) > (?2, ?3) \
-                     ORDER BY due_at, seq LIMIT ?4",
-                )?;
-                let most = i64::try_from(MAX_RELEASED).unwrap_or(i64::MAX);
-                let due = statement.query_map(params![now, after.0, after.1, most], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })?;
-                Ok(due.collect::<Result<Vec<(i64, i64)>, _>>()?)
-            })?;
-            let Some(last) = due.last() else { return Ok(released) };
-            after = *last;
-            released += self.write("release what is due", |transaction| {
-                let mut statement = transaction.prepare_cached(
-                    "UPDATE drafts SET due_at = 0, updated_at = ?1, \
-                         revision = (revision + 1) & 4294967295 \
-                     WHERE seq = ?2 AND state = 'pending' AND due_at > 0 AND due_at <= ?1",
-                )?;
-                let mut released = 0;
-                for (_, seq) in &due {
-                    match statement.execute(params![now, seq]) {
-                        Ok(changed) => released += changed,
-                        Err(error) if is_row_fault(&error) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Ok(released)
-            })?;
-            if due.len() < MAX_RELEASED {
-                return Ok(released);
-            }
-        }
     }
 }
 

@@ -2,16 +2,28 @@
 //!
 //! The schema refuses most wrong values, but it can be switched off, and a file can be damaged.
 
-use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use crate::clock::from_unix_ms;
+use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::DraftDamage;
 use crate::id::DraftId;
 use crate::json::JsonText;
 use crate::metadata::{DraftMetadata, DraftSourceSurface};
 use crate::state::{DraftProcessingDecision, DraftState};
+
+/// The columns that make up a [`Draft`]; `drafts` is the table's name or alias in the statement.
+macro_rules! draft_columns {
+    () => {
+        "drafts.seq AS seq, drafts.id AS id, drafts.submitted_at AS submitted_at, \
+         drafts.source_surface AS source_surface, drafts.source_agent AS source_agent, \
+         drafts.source_project AS source_project, drafts.operator AS operator, \
+         drafts.provenance_uri AS provenance_uri, drafts.context_tags AS context_tags"
+    };
+}
+pub(super) use draft_columns;
 
 /// A type that a column's value converts to. For the crate's public types this takes the place of
 /// rusqlite's `FromSql`, which would become a part of their public interface.
@@ -152,7 +164,7 @@ impl<'a, 'r> Columns<'a, 'r> {
     }
 }
 
-/// The draft of a row that has [`draft_columns`](super::draft_columns) and `raw_text`.
+/// The draft of a row that has [`draft_columns`] and `raw_text`.
 ///
 /// # Errors
 ///
@@ -194,4 +206,26 @@ pub(super) fn verified_draft_of(row: &Row<'_>) -> Result<(Draft, Vec<&'static st
         ..metadata
     };
     Ok((Draft::stored(id, raw_text, metadata)?, columns.into_unreadable()))
+}
+
+/// A text that may have been damaged from outside; what is not UTF-8 in it is replaced.
+pub(super) fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite::Error> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {
+            String::from_utf8_lossy(bytes).into_owned()
+        }
+        _ => String::new(),
+    })
+}
+
+/// The state of the draft with this id, if there is one.
+pub(super) fn state_of(
+    connection: &Connection,
+    id: DraftId,
+) -> Result<Option<DraftState>, TransactionError> {
+    let state = connection
+        .prepare_cached("SELECT state FROM drafts WHERE id = ?1")?
+        .query_row([id.to_hex()], |row| get(row, "state"))
+        .optional()?;
+    Ok(state)
 }

@@ -7,10 +7,9 @@ use std::time::Duration;
 use rusqlite::{Connection, ToSql, named_params};
 
 use super::DraftStore;
-use super::batch::is_row_fault;
-use super::claim::{Claim, ClaimKey};
+use super::claimed::{Claim, ClaimKey};
 use crate::clock::{MAX_UNIX_MS, duration_ms};
-use crate::database::TransactionError;
+use crate::database::{TransactionError, is_row_fault};
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
 use crate::outcome::{MAX_DELAY, Outcome};

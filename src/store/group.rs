@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::intake::Submission;
+use super::submission::Submission;
 use crate::draft::Draft;
 
 /// Most bytes of texts that a leader takes along at once.

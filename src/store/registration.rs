@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, named_params, params};
 
+use super::DraftStore;
+use super::columns::lossy_text;
 use super::liveness::{Here, Liveness, RunnerLock};
-use super::{DraftStore, lossy_text};
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 

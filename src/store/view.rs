@@ -8,9 +8,8 @@ use std::time::SystemTime;
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::{Serialize, Serializer};
 
-use super::columns::{Columns, draft_of, get, verified_draft_of};
-use super::counts;
-use super::{DraftStore, draft_columns};
+use super::columns::{Columns, draft_columns, draft_of, get, verified_draft_of};
+use super::{DraftStore, counts};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
 use crate::draft::Draft;

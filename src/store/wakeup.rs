@@ -7,13 +7,27 @@
 use std::io::{self, Write as _};
 
 use inotify::{Inotify, WatchMask};
+use rusqlite::{Connection, OptionalExtension as _};
 use rustix::fs::OFlags;
 
 use super::DraftStore;
+use crate::database::TransactionError;
 use crate::error::LibrarianError;
 
 /// The wakeup file's name.
 pub(crate) const WAKEUP_FILE: &str = "wakeup";
+
+/// What a waiting runner polls for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewWork {
+    /// The seq of the history's last event.
+    pub last_event: i64,
+    /// Whether drafts have become claimable since the event that was given, and one is still
+    /// claimable: others may have taken them.
+    pub work: bool,
+    /// When the next delayed draft is due, in milliseconds since the epoch.
+    pub next_due_ms: Option<i64>,
+}
 
 impl DraftStore {
     /// Tell waiting runners that there is work. To be called after the commit: what wakes them
@@ -58,4 +72,34 @@ impl DraftStore {
         };
         Ok(watch().ok())
     }
+    /// What has come in since this event. Reads only the events since then, however long the
+    /// queue and the history are.
+    pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
+        self.database().read("look for new work", |connection| {
+            let last_event = last_event(connection)?;
+            let work = last_event > since
+                && connection
+                    .prepare_cached(
+                        "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
+                             AND event IN ('submitted', 'requeued', 'recovered', 'released')) \
+                         AND EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_ready \
+                                     WHERE state = 'pending' AND due_at = 0)",
+                    )?
+                    .query_row([since], |row| row.get(0))?;
+            let next_due_ms = connection
+                .prepare_cached(
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0",
+                )?
+                .query_row([], |row| row.get(0))?;
+            Ok(NewWork { last_event, work, next_due_ms })
+        })
+    }
+}
+
+/// The seq of the history's last event; 0 if there is none.
+fn last_event(connection: &Connection) -> Result<i64, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }

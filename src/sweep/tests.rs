@@ -1,13 +1,22 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tempfile::TempDir;
 
+use super::read::{file_uri, has_changed, read_capped};
+use super::walk::absolute;
 use super::*;
+use crate::error::LibrarianError;
+use crate::metadata::{DraftMetadata, DraftSourceSurface, MAX_METADATA_BYTES};
 
 const CANARY: &str = "canary: outside of the tree";
 

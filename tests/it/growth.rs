@@ -7,7 +7,9 @@ use crate::harness::{draft, rows, store};
 
 /// Statements as they stand in the source, without the numbers of their lines.
 fn assert_in_source(parts: &[&str]) {
-    let source: String = include_str!("../../src/store/claim.rs")
+    let source = [include_str!("../../src/store/claim.rs"), include_str!("../../src/store/due.rs")];
+    let source: String = source
+        .concat()
         .split_whitespace()
         .filter(|word| *word != "\\")
         .collect::<Vec<_>>()

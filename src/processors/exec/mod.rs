@@ -1,6 +1,8 @@
 //! A processor that asks any program: one process per draft.
 
+mod find;
 mod guard;
+mod judge;
 mod registry;
 mod reply;
 mod running;
@@ -9,21 +11,16 @@ mod tail;
 mod tests;
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
-use std::{env, fs, io, path};
 
-use rustix::io::Errno;
-
+use self::find::find;
+use self::judge::judge;
 use self::registry::Registry;
-use self::reply::{Answer, Printed};
-use self::running::{Ending, Finished};
 use crate::draft::Draft;
-use crate::error::{LibrarianError, ProcessorError};
-use crate::id::DraftId;
+use crate::error::LibrarianError;
 use crate::outcome::Outcome;
 use crate::processor::DraftProcessor;
 use crate::state::DraftProcessingDecision;
@@ -31,12 +28,6 @@ use crate::state::DraftProcessingDecision;
 pub use self::reply::MAX_NOTE_BYTES;
 pub use self::running::MAX_OUTPUT_BYTES;
 pub use self::tail::STDERR_TAIL_BYTES;
-
-/// The exit code that means "not now": `EX_TEMPFAIL` of sysexits.h.
-const EX_TEMPFAIL: i32 = 75;
-
-/// The exit code that means "not now, whatever the draft": `EX_UNAVAILABLE` of sysexits.h.
-const EX_UNAVAILABLE: i32 = 69;
 
 /// Starts a program for each draft and takes its answer as the decision.
 ///
@@ -137,8 +128,8 @@ impl CommandProcessor {
     /// # Errors
     ///
     /// Only ever [`LibrarianError::Io`] with `doing: "run"` and a `source` of one of two kinds:
-    /// [`io::ErrorKind::NotFound`] if there is no such program, and
-    /// [`io::ErrorKind::PermissionDenied`] if there is such a file but it cannot be executed.
+    /// [`std::io::ErrorKind::NotFound`] if there is no such program, and
+    /// [`std::io::ErrorKind::PermissionDenied`] if there is such a file but it cannot be executed.
     pub fn new(program: &OsStr, args: Vec<OsString>) -> Result<Self, LibrarianError> {
         let found = find(program).map_err(|(path, errno)| LibrarianError::Io {
             doing: "run",
@@ -183,7 +174,7 @@ impl DraftProcessor for CommandProcessor {
         command.arg0(&self.name).args(&self.args).stdout(stdout);
         let verdict = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)
             .and_then(|finished| {
-                self.judge(&finished, draft.id()).map_err(|error| {
+                judge(&finished, draft.id(), self.by_exit_code).map_err(|error| {
                     let mut detail = error.detail().unwrap_or_default().to_owned();
                     let tail = finished.stderr.to_text();
                     if !detail.is_empty() && !tail.is_empty() {
@@ -220,132 +211,4 @@ pub fn kill_running_programs() {
 pub fn kill_running_programs_and_exit(code: i32) -> ! {
     let _untold = registry::RUNNING.stop();
     std::process::exit(code)
-}
-
-/// The absolute path of the program, or the path at fault and what is wrong with it.
-fn find(program: &OsStr) -> Result<PathBuf, (PathBuf, Errno)> {
-    if program.as_bytes().contains(&b'/') {
-        let path = path::absolute(program).map_err(|_| (program.into(), Errno::NOENT))?;
-        return which::which(&path).map_err(|_| (program.into(), why_not(&path)));
-    }
-    which::which(program)
-        .and_then(|found| path::absolute(found).map_err(|_| which::Error::CannotFindBinaryPath))
-        .map_err(|_| {
-            // A file in PATH that is only lacking its x bit is more help than "not found".
-            let dirs = env::var_os("PATH").unwrap_or_default();
-            env::split_paths(&dirs)
-                .map(|dir| dir.join(program))
-                .find(|path| !program.is_empty() && path.is_file())
-                .map_or((program.into(), Errno::NOENT), |path| (path, Errno::ACCESS))
-        })
-}
-
-/// Why the file at this path, which is not a program that can be run, is none.
-fn why_not(path: &Path) -> Errno {
-    match fs::metadata(path) {
-        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Errno::NOENT,
-        _ => Errno::ACCESS,
-    }
-}
-
-impl CommandProcessor {
-    /// The decision that follows from how a program ended and what it printed.
-    fn judge(&self, finished: &Finished, id: DraftId) -> Result<Outcome, ProcessorError> {
-        let status = match &finished.ending {
-            Ending::Exited(status) => status,
-            Ending::TimedOut { limit, killed } => {
-                let end = if *killed { "was killed" } else { "could not be killed" };
-                let message = format!("the program did not finish within {limit:?} and {end}");
-                return Err(ProcessorError::new("timeout", message));
-            }
-            Ending::OutputTooLarge => {
-                let message = format!(
-                    "the program wrote more than {MAX_OUTPUT_BYTES} bytes to its standard output and was killed"
-                );
-                return Err(ProcessorError::new("output_too_large", message));
-            }
-        };
-        let code = match status.code() {
-            Some(code @ (0 | EX_TEMPFAIL | EX_UNAVAILABLE)) => code,
-            _ => return Err(failure(*status)),
-        };
-        let printed = match self.by_exit_code {
-            true => None,
-            false => Some(reply::read(&finished.stdout, id)?),
-        };
-        let deferred = DraftProcessingDecision::Deferred;
-        match (code, printed) {
-            (0, None) => Ok(DraftProcessingDecision::Accepted.into()),
-            (0, Some(Printed::Answer(Answer::Decided(outcome)))) => Ok(outcome),
-            (0, Some(Printed::NoAnswer(seen))) => Err(reply::protocol(&format!(
-                "it exited with status 0, and {seen} (with --exit-code, status 0 alone means accepted)"
-            ))),
-            (EX_TEMPFAIL, None | Some(Printed::NoAnswer(_))) => Ok(deferred.into()),
-            (EX_TEMPFAIL, Some(Printed::Answer(Answer::Decided(outcome))))
-                if outcome.decision() == deferred =>
-            {
-                Ok(outcome)
-            }
-            (EX_TEMPFAIL, Some(_)) => {
-                Err(reply::protocol("it exited with status 75 (deferred), and its answer differs"))
-            }
-            (_, None | Some(Printed::NoAnswer(_))) => Err(unavailable(String::new())),
-            (_, Some(Printed::Answer(Answer::Unavailable(reason)))) => Err(unavailable(reason)),
-            (_, Some(Printed::Answer(Answer::Decided(_)))) => Err(reply::protocol(
-                "it exited with status 69 (unavailable), and its answer differs",
-            )),
-        }
-    }
-}
-
-/// The error of a program that cannot work now, for whatever draft; the reason, if it gave one,
-/// may hold anything.
-fn unavailable(reason: String) -> ProcessorError {
-    ProcessorError::new("unavailable", "the program says that it is unavailable")
-        .with_detail(reason)
-        .uncharged()
-}
-
-/// The error of a program that ended with another exit code than 0, 69 and 75.
-fn failure(status: ExitStatus) -> ProcessorError {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => {
-            ProcessorError::new("exit", format!("the program exited with status {code}"))
-        }
-        (None, Some(signal)) => {
-            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
-            ProcessorError::new(
-                "signal",
-                format!("the program was killed by signal {signal}{name}"),
-            )
-        }
-        // Stopped or continued: not asked for, so not reported.
-        (None, None) => ProcessorError::new("signal", "the program ended without an exit status"),
-    }
-}
-
-/// The usual name of a signal that can end a process.
-fn signal_name(signal: i32) -> Option<&'static str> {
-    use rustix::process::Signal;
-    Some(match Signal::from_named_raw(signal)? {
-        Signal::HUP => "SIGHUP",
-        Signal::INT => "SIGINT",
-        Signal::QUIT => "SIGQUIT",
-        Signal::ILL => "SIGILL",
-        Signal::TRAP => "SIGTRAP",
-        Signal::ABORT => "SIGABRT",
-        Signal::BUS => "SIGBUS",
-        Signal::FPE => "SIGFPE",
-        Signal::KILL => "SIGKILL",
-        Signal::USR1 => "SIGUSR1",
-        Signal::SEGV => "SIGSEGV",
-        Signal::USR2 => "SIGUSR2",
-        Signal::PIPE => "SIGPIPE",
-        Signal::ALARM => "SIGALRM",
-        Signal::TERM => "SIGTERM",
-        Signal::XCPU => "SIGXCPU",
-        Signal::XFSZ => "SIGXFSZ",
-        Signal::SYS => "SIGSYS",
-        _ => return None,
-    })
 }

@@ -1,12 +1,14 @@
 use std::fs::{self, File, Permissions};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Instant, UNIX_EPOCH};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
+use crate::error::ProcessorError;
 use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
 /// Far longer than anything here takes, for a machine that is busy with other things.

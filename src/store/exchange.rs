@@ -1,11 +1,11 @@
 //! Many moves in one transaction, for a runner that works on several drafts at a time.
 
-use rusqlite::ErrorCode;
-
 use super::DraftStore;
-use super::claim::{Claim, NewClaims, PendingSnapshot, claim};
+use super::claim::claim;
+use super::claimed::{Claim, NewClaims};
 use super::finish::{Stored, finish, record_error, release};
 use super::registration::RunnerRegistration;
+use super::snapshot::PendingSnapshot;
 use crate::error::LibrarianError;
 use crate::outcome::Outcome;
 
@@ -79,13 +79,4 @@ impl DraftStore {
         }
         Ok(exchanged)
     }
-}
-
-/// Whether a statement failed because of what is in a row, so that it fails each time. SQLite
-/// undoes such a statement and keeps the transaction.
-pub(super) fn is_row_fault(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
-    )
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::DraftStore;
-use super::intake::Submission;
+use super::submission::Submission;
 use crate::draft::Draft;
 use crate::error::LibrarianError;
 

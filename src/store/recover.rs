@@ -12,13 +12,12 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension as _, named_params};
 
-use super::batch::is_row_fault;
-use super::columns::get;
+use super::columns::{get, lossy_text};
 use super::liveness::{Liveness, RunnerLocks};
 use super::registration::{end_idle, set_ended};
-use super::{DraftStore, DraftTransition, lossy_text};
+use super::{DraftStore, DraftTransition};
 use crate::clock::{MAX_UNIX_MS, unix_ms};
-use crate::database::TransactionError;
+use crate::database::{TransactionError, is_row_fault};
 use crate::error::LibrarianError;
 use crate::id::DraftId;
 use crate::state::DraftState;

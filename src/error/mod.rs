@@ -4,8 +4,10 @@
 //! neither `Display` nor `Debug` shows what a program wrote to its standard error, what a model
 //! answered, or what a JSON parser quotes of its input.
 
-use std::borrow::Cow;
-use std::error::Error;
+mod draft_fault;
+mod processor_error;
+mod sources;
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -13,6 +15,10 @@ use std::time::Duration;
 
 use crate::id::DraftId;
 use crate::state::DraftState;
+
+pub use self::draft_fault::{DraftDamage, DraftRejection};
+pub use self::processor_error::ProcessorError;
+pub use self::sources::{DatabaseError, JsonFault};
 
 /// Every error of this crate, and every error that a processor may return.
 ///
@@ -419,219 +425,10 @@ impl fmt::Debug for LibrarianError {
     }
 }
 
-/// An error that SQLite reported. Its message names tables and constraints, never values.
-pub struct DatabaseError(Box<dyn Error + Send + Sync>);
-
-impl DatabaseError {
-    /// An error of the database layer.
-    pub(crate) fn new(error: impl Error + Send + Sync + 'static) -> Self {
-        Self(Box::new(error))
-    }
-}
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl fmt::Debug for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("DatabaseError").field(&format_args!("{}", self.0)).finish()
-    }
-}
-
-impl Error for DatabaseError {}
-
 /// For `?` in a processor, as in mimir-librarian.
 impl From<serde_json::Error> for LibrarianError {
     fn from(error: serde_json::Error) -> Self {
         Self::DraftJson(JsonFault::of(&error))
-    }
-}
-
-/// Where a JSON text is wrong, and how. It does not hold the parser's own message, which quotes
-/// the input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct JsonFault {
-    what: &'static str,
-    line: usize,
-    column: usize,
-}
-
-impl JsonFault {
-    fn of(error: &serde_json::Error) -> Self {
-        use serde_json::error::Category;
-        let what = match error.classify() {
-            Category::Io => "it could not be read",
-            Category::Syntax => "it is not well formed",
-            Category::Data => "a key is missing, unknown, given twice or of the wrong type",
-            Category::Eof => "it ends too early",
-        };
-        Self { what, line: error.line(), column: error.column() }
-    }
-}
-
-impl fmt::Display for JsonFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
-        match (self.line, self.column) {
-            (0, _) => Ok(()),
-            (1, column) => write!(f, " (column {column})"),
-            (line, column) => write!(f, " (line {line}, column {column})"),
-        }
-    }
-}
-
-/// Why a store rejects a draft.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DraftRejection {
-    /// Nothing but white space.
-    #[error("its text is empty or blank")]
-    EmptyText,
-    /// More text than the store accepts.
-    #[error("its text has {bytes} bytes, more than the limit of {limit}")]
-    TextTooLong {
-        /// Length of the text in bytes of UTF-8.
-        bytes: usize,
-        /// The store's limit in bytes.
-        limit: usize,
-    },
-    /// A metadata field is too long.
-    #[error("its {field} has {bytes} bytes, more than the limit of {limit}")]
-    FieldTooLong {
-        /// The field's name.
-        field: &'static str,
-        /// Its length in bytes of UTF-8.
-        bytes: usize,
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// A metadata field has a NUL character in it.
-    #[error("its {field} contains a NUL character")]
-    NulInField {
-        /// The field's name.
-        field: &'static str,
-    },
-    /// Too many tags.
-    #[error("it has {tags} tags, more than the limit of {limit}")]
-    TooManyTags {
-        /// The number of its tags.
-        tags: usize,
-        /// The limit.
-        limit: usize,
-    },
-}
-
-/// What is wrong with a stored draft.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DraftDamage {
-    /// The text, the surface, the agent, the project, the operator or the provenance was changed
-    /// after the draft was submitted.
-    #[error("its text or its provenance was altered after it was submitted (they give another id)")]
-    Altered,
-    /// The text is missing.
-    #[error("its text is missing")]
-    NoText,
-    /// A column cannot be read.
-    #[error("its column {column} cannot be read")]
-    Unreadable {
-        /// The column's name.
-        column: &'static str,
-    },
-    /// The row breaks a rule of the schema, so that it cannot be changed.
-    #[error("its row breaks a rule of the schema")]
-    Row,
-}
-
-/// Why a processor reached no decision. A processor returns it as a [`LibrarianError`] (`?` or
-/// `into()` converts it); an example is [there](LibrarianError).
-///
-/// The class and the message are shown in logs and summaries and must not hold the draft's text.
-/// The detail (such as the tail of a program's standard error) may hold anything: it is stored
-/// with the draft, and shown by neither `Display` nor `Debug`.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ProcessorError {
-    class: Cow<'static, str>,
-    message: String,
-    detail: Option<String>,
-    charged: bool,
-}
-
-impl ProcessorError {
-    /// An error of this class that is charged to the draft.
-    ///
-    /// The class is a short stable word to group and filter by, such as `exit`, `timeout` or
-    /// `model_answer`: at most 64 lower-case ASCII letters, digits and underscores. In any other
-    /// class, other characters become underscores and the rest is cut off.
-    #[must_use]
-    pub fn new(class: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        let class = normalized(class.into());
-        Self { class, message: message.into(), detail: None, charged: true }
-    }
-
-    /// The same error, not charged to the draft: the machine lacks something (a process, a
-    /// descriptor, memory, space), or a service that the processor needs is unavailable. The draft
-    /// is released, and no error is counted.
-    #[must_use]
-    pub fn uncharged(self) -> Self {
-        Self { charged: false, ..self }
-    }
-
-    /// The same error with a detail that is stored and not shown. An empty detail is none.
-    #[must_use]
-    pub fn with_detail(self, detail: impl Into<String>) -> Self {
-        Self { detail: Some(detail.into()).filter(|detail| !detail.is_empty()), ..self }
-    }
-
-    /// The class.
-    #[must_use]
-    pub fn class(&self) -> &str {
-        &self.class
-    }
-
-    /// Whether the error counts towards the draft's error budget; see
-    /// [`uncharged`](Self::uncharged).
-    #[must_use]
-    pub fn is_charged(&self) -> bool {
-        self.charged
-    }
-
-    /// The detail, if there is one.
-    #[must_use]
-    pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
-    }
-}
-
-const MAX_CLASS_BYTES: usize = 64;
-
-fn normalized(class: Cow<'static, str>) -> Cow<'static, str> {
-    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    if !class.is_empty() && class.len() <= MAX_CLASS_BYTES && class.chars().all(is_plain) {
-        return class;
-    }
-    let plain = class.chars().take(MAX_CLASS_BYTES).map(|c| match c.to_ascii_lowercase() {
-        c if is_plain(c) => c,
-        _ => '_',
-    });
-    match plain.collect::<String>() {
-        class if class.is_empty() => "processor".into(),
-        class => class.into(),
-    }
-}
-
-impl fmt::Debug for ProcessorError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessorError")
-            .field("class", &self.class)
-            .field("message", &self.message)
-            .field("detail_bytes", &self.detail.as_ref().map(String::len))
-            .field("charged", &self.charged)
-            .finish()
     }
 }
 
@@ -656,15 +453,6 @@ mod tests {
         let shown = format!("{error} {error:?}");
         assert!(!shown.contains("canary"), "{shown}");
         assert_eq!(error.kind(), ErrorKind::Processor);
-    }
-
-    #[test]
-    fn a_class_is_a_short_plain_word() {
-        let class = |class: &str| ProcessorError::new(class.to_owned(), "").class().to_owned();
-        assert_eq!(class("model_answer"), "model_answer");
-        assert_eq!(class("HTTP 503\n\u{1b}[31m"), "http_503___31m");
-        assert_eq!(class(""), "processor");
-        assert_eq!(class(&"ü".repeat(70)), "_".repeat(64));
     }
 
     #[test]

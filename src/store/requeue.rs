@@ -3,7 +3,8 @@
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
-use super::{DraftStore, state_of};
+use super::DraftStore;
+use super::columns::state_of;
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 use crate::id::DraftId;

@@ -1,0 +1,198 @@
+//! The writer thread of a run. It alone exchanges with the store.
+
+use std::sync::MutexGuard;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::batch_size::MAX_BATCH;
+use super::dispatcher::{Dispatcher, IDLE_CLAIM_LIMIT, State, wait};
+use super::lock::lock;
+use crate::error::{ErrorKind, LibrarianError};
+use crate::store::claimed::{Claim, Claimed};
+use crate::store::exchange::Exchanged;
+
+/// How often a claim is tried while the database is busy; each try waits as long as the store
+/// does.
+const CLAIM_TRIES: u32 = 12;
+
+/// How long a run that was asked to end goes on trying to store its results.
+const LAST_TRIES: Duration = Duration::from_secs(60);
+
+/// The pause after the first try that failed, and the longest one.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// How long a result waits for others to share its commit. The promise is 5 ms, and the writer
+/// thread may wake late.
+const COMMIT_DELAY: Duration = Duration::from_millis(4);
+
+impl Dispatcher<'_> {
+    /// The writer thread: exchange with the store until all workers have ended.
+    pub(super) fn write(&self) {
+        let _ending = WriterEnding(self);
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            let over = state.workers == 0;
+            let ending = over || state.stopped || self.runner.cancellation.is_cancelled();
+            let holding = self.runner.held_until().is_some();
+            let awaited = state.idle > 0 && state.ahead.is_empty();
+            let may_claim = !ending && !holding && !state.is_done();
+            let claims =
+                awaited && may_claim && (state.in_hand == 0 || !state.waits_for_empty_hands());
+            let commit_at = state.processed_since.map(|since| since + COMMIT_DELAY);
+            let stores = !state.processed.is_empty()
+                && (awaited
+                    || ending
+                    || state.processed.len() >= MAX_BATCH
+                    || commit_at.is_some_and(|at| now >= at));
+            let release_at = state.release_at(now);
+            let releases = !state.ahead.is_empty()
+                && (ending || holding || release_at.is_some_and(|at| now >= at));
+            if awaited && !may_claim {
+                // Nothing will arrive; the workers check why.
+                self.claims_arrived.notify_all();
+            }
+            if claims || stores || releases {
+                state = self.exchange(state, claims, releases);
+            } else if over {
+                return;
+            } else {
+                let until = commit_at.into_iter().chain(release_at).min();
+                state = wait(&self.writer_needed, state, until);
+            }
+        }
+    }
+
+    /// One exchange with the store. The state is unlocked meanwhile.
+    fn exchange<'t>(
+        &'t self,
+        mut state: MutexGuard<'t, State>,
+        claims: bool,
+        releases: bool,
+    ) -> MutexGuard<'t, State> {
+        let processed = std::mem::take(&mut state.processed);
+        state.processed_since = None;
+        let mut released: Vec<Box<Claim>> = Vec::new();
+        if releases {
+            released.extend(state.ahead.drain(..));
+            // Before the exchange: a worker that comes meanwhile must not find the run done.
+            state.left = state.left.saturating_add(released.len());
+            state.snapshot.rewind(&released);
+            state.batch_size.reset(IDLE_CLAIM_LIMIT);
+        }
+        let want = if claims {
+            (state.batch_size.next() * state.idle).min(MAX_BATCH).min(state.left)
+        } else {
+            0
+        };
+        let holds_nothing = state.in_hand == 0;
+        if holds_nothing {
+            state.holds_suspect = false;
+        }
+        let snapshot = state.snapshot.clone();
+        drop(state);
+
+        let exchanged = self.try_until_stored(!processed.is_empty(), || {
+            let registration = self.runner.registration()?;
+            self.runner.store.exchange(
+                &registration,
+                &processed,
+                &released,
+                &snapshot,
+                want,
+                holds_nothing,
+            )
+        });
+        let Exchanged { stored, claims } = match exchanged {
+            Ok(exchanged) => exchanged,
+            Err(error) => return self.fail(error),
+        };
+        for (processed, stored) in processed.into_iter().zip(stored) {
+            self.report(processed, stored);
+        }
+
+        let mut state = lock(&self.state);
+        if want > 0 {
+            state.snapshot.advance(&claims);
+            state.left -= claims.found.len().min(state.left);
+            state.next = claims.next;
+            state.holds_suspect = claims.found_suspect;
+            state.ahead_moved = Instant::now();
+            for (_, claimed) in claims.found {
+                match claimed {
+                    Claimed::Draft(claim) => state.ahead.push_back(claim),
+                    Claimed::Unreadable { id, state } => self.report_damaged(id, state),
+                }
+            }
+        }
+        self.claims_arrived.notify_all();
+        state
+    }
+
+    /// Try until the store has taken it. Results are kept for as long as this runner lives: behind
+    /// one may be an hour of a model's work. What only claims is given up before long.
+    fn try_until_stored<T>(
+        &self,
+        holds_results: bool,
+        mut attempt: impl FnMut() -> Result<T, LibrarianError>,
+    ) -> Result<T, LibrarianError> {
+        let (mut pause, longest) = RETRY_PAUSES;
+        let mut cancelled_at = None;
+        let mut tries = 0;
+        loop {
+            let error = match attempt() {
+                Err(LibrarianError::RunnerEnded { .. }) => {
+                    self.runner.forget_registration();
+                    continue;
+                }
+                Err(error) => error,
+                done => return done,
+            };
+            tries += 1;
+            let busy = error.kind() == ErrorKind::Busy;
+            let passing = busy
+                || matches!(error, LibrarianError::Database { .. } | LibrarianError::Io { .. });
+            if !passing || (!holds_results && (!busy || tries >= CLAIM_TRIES)) {
+                return Err(error);
+            }
+            if self.runner.cancellation.is_cancelled() {
+                let since = *cancelled_at.get_or_insert_with(Instant::now);
+                if since.elapsed() >= LAST_TRIES {
+                    return Err(error);
+                }
+            }
+            if holds_results && (!busy || tries >= CLAIM_TRIES) {
+                tracing::warn!(
+                    target: "mimir.librarian.not_stored",
+                    "results could not be stored yet; they are kept and tried again: {error}"
+                );
+            }
+            // Not on the cancellation: the results are to be stored all the same.
+            thread::sleep(pause);
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// The store failed: the run ends, and what it has claimed is left to be recovered.
+    fn fail(&self, error: LibrarianError) -> MutexGuard<'_, State> {
+        self.stopped_by(error);
+        let mut state = lock(&self.state);
+        state.stopped = true;
+        state.abandoned = true;
+        state.ahead.clear();
+        self.claims_arrived.notify_all();
+        state
+    }
+}
+
+/// The end of the writer thread. If it is by a panic (of an observer or a log's subscriber), the
+/// workers must not wait for it.
+struct WriterEnding<'d, 'r>(&'d Dispatcher<'r>);
+
+impl Drop for WriterEnding<'_, '_> {
+    fn drop(&mut self) {
+        let Self(dispatcher) = self;
+        lock(&dispatcher.state).stopped |= thread::panicking();
+        dispatcher.claims_arrived.notify_all();
+    }
+}

@@ -1,0 +1,62 @@
+//! Makes drafts claimable when their delay is over.
+
+use rusqlite::params;
+
+use super::DraftStore;
+use crate::database::is_row_fault;
+use crate::error::LibrarianError;
+
+/// Most drafts that one transaction makes claimable, so that others need not wait long for the
+/// write lock.
+const MAX_RELEASED: usize = 5_000;
+
+impl DraftStore {
+    /// Make claimable what has waited until its time. Returns how many drafts.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn release_due(&self) -> Result<usize, LibrarianError> {
+        let now = self.now_ms();
+        let mut released = 0;
+        // A draft whose row cannot be changed is passed over.
+        let mut after = (0, 0);
+        loop {
+            // Most often nothing is due, and this read takes no lock.
+            let due = self.database().statement("look for what is due", |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 \
+                         AND (due_at, seq) > (?2, ?3) \
+                     ORDER BY due_at, seq LIMIT ?4",
+                )?;
+                let most = i64::try_from(MAX_RELEASED).unwrap_or(i64::MAX);
+                let due = statement.query_map(params![now, after.0, after.1, most], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })?;
+                Ok(due.collect::<Result<Vec<(i64, i64)>, _>>()?)
+            })?;
+            let Some(last) = due.last() else { return Ok(released) };
+            after = *last;
+            released += self.write("release what is due", |transaction| {
+                let mut statement = transaction.prepare_cached(
+                    "UPDATE drafts SET due_at = 0, updated_at = ?1, \
+                         revision = (revision + 1) & 4294967295 \
+                     WHERE seq = ?2 AND state = 'pending' AND due_at > 0 AND due_at <= ?1",
+                )?;
+                let mut released = 0;
+                for (_, seq) in &due {
+                    match statement.execute(params![now, seq]) {
+                        Ok(changed) => released += changed,
+                        Err(error) if is_row_fault(&error) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(released)
+            })?;
+            if due.len() < MAX_RELEASED {
+                return Ok(released);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Inserts drafts.
+
+use std::collections::HashMap;
+use std::ops::RangeFrom;
+
+use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
+
+use super::columns::state_of;
+use super::submission::Submission;
+use crate::clock::unix_ms;
+use crate::database::TransactionError;
+use crate::draft::Draft;
+use crate::error::LibrarianError;
+use crate::state::DraftState;
+
+/// How many rows one INSERT adds: for each statement SQLite notes down the pages that it may have
+/// to undo, and that is dearer than a row.
+const CHUNKS: [usize; 3] = [64, 8, 1];
+
+/// Most bytes of text that one INSERT adds, if it is more than one row.
+pub(super) const MAX_BOUND_BYTES: usize = 1024 * 1024;
+
+/// Insert those drafts that are new, in their order, and answer for each. By its own statements
+/// instead of through `submissions`: a view's trigger opens every table anew for each row.
+pub(super) fn insert(
+    connection: &Connection,
+    drafts: &[&Draft],
+    now: i64,
+) -> Result<Vec<Submission>, TransactionError> {
+    let mut states = HashMap::with_capacity(drafts.len());
+    let mut new = Vec::with_capacity(drafts.len());
+    let mut submissions = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let id = draft.id();
+        // Given twice, it is new once.
+        let there = match states.get(&id) {
+            Some(state) => Some(*state),
+            None => state_of(connection, id)?,
+        };
+        if there.is_none() {
+            new.push(*draft);
+        }
+        let state = there.unwrap_or(DraftState::Pending);
+        states.insert(id, state);
+        submissions.push(Submission { id, state, created: there.is_none() });
+    }
+    let new: Vec<(i64, &Draft)> = (last_seq(connection)? + 1..).zip(new).collect();
+    let mut rest = new.as_slice();
+    for size in CHUNKS {
+        while let Some((chunk, others)) = rest.split_at_checked(size) {
+            insert_chunk(connection, chunk, now)?;
+            rest = others;
+        }
+    }
+    Ok(submissions)
+}
+
+fn insert_chunk(
+    connection: &Connection,
+    chunk: &[(i64, &Draft)],
+    now: i64,
+) -> Result<(), TransactionError> {
+    let rows = vec!["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)"; chunk.len()].join(", ");
+    let mut statement = connection.prepare_cached(&format!(
+        "INSERT INTO drafts (seq, text_bytes, id, submitted_at, source_surface, source_agent, \
+             source_project, operator, provenance_uri, context_tags, updated_at, revision) \
+         VALUES {rows}"
+    ))?;
+    let mut parameters = 1..;
+    for (seq, draft) in chunk {
+        // A text is at most some MiB.
+        let bytes = i64::try_from(draft.raw_text().len()).unwrap_or(i64::MAX);
+        bind(&mut statement, &mut parameters, &[seq, &bytes])?;
+        bind_draft(&mut statement, &mut parameters, draft, now)?;
+    }
+    statement.raw_execute()?;
+    let texts: Vec<_> = chunk.iter().map(|(seq, draft)| (*seq, draft.raw_text())).collect();
+    insert_texts(connection, &texts)
+}
+
+/// Bind a draft's columns, from `id` to `updated_at`.
+fn bind_draft(
+    statement: &mut Statement<'_>,
+    parameters: &mut RangeFrom<usize>,
+    draft: &Draft,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let metadata = draft.metadata();
+    bind(
+        statement,
+        parameters,
+        &[
+            &draft.id().to_hex(),
+            &unix_ms(metadata.submitted_at),
+            &metadata.source_surface.as_str(),
+            &metadata.source_agent,
+            &metadata.source_project,
+            &metadata.operator,
+            &metadata.provenance_uri,
+            &tags_json(&metadata.context_tags)?,
+            &now,
+        ],
+    )
+}
+
+/// Bind the next parameters.
+fn bind(
+    statement: &mut Statement<'_>,
+    parameters: &mut RangeFrom<usize>,
+    values: &[&dyn ToSql],
+) -> Result<(), TransactionError> {
+    for (value, parameter) in values.iter().zip(parameters) {
+        statement.raw_bind_parameter(parameter, value)?;
+    }
+    Ok(())
+}
+
+fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), TransactionError> {
+    let mut rest = texts;
+    for size in CHUNKS {
+        while let Some((chunk, others)) = rest.split_at_checked(size) {
+            // SQLite takes a copy of what is bound: of long texts, one at a time.
+            let bytes: usize = chunk.iter().map(|(_, text)| text.len()).sum();
+            if size > 1 && bytes > MAX_BOUND_BYTES {
+                break;
+            }
+            let rows = vec!["(?, ?)"; size].join(", ");
+            let mut statement = connection.prepare_cached(&format!(
+                "INSERT INTO draft_texts (seq, raw_text) VALUES {rows}"
+            ))?;
+            let mut parameters = 1..;
+            for (seq, text) in chunk {
+                bind(&mut statement, &mut parameters, &[seq, text])?;
+            }
+            statement.raw_execute()?;
+            rest = others;
+        }
+    }
+    Ok(())
+}
+
+/// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.
+fn last_seq(connection: &Connection) -> Result<i64, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT draft FROM history ORDER BY draft DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+fn tags_json(tags: &[String]) -> Result<String, LibrarianError> {
+    Ok(if tags.is_empty() { "[]".to_owned() } else { serde_json::to_string(tags)? })
+}

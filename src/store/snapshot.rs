@@ -1,0 +1,79 @@
+//! What one run may claim.
+
+use rusqlite::OptionalExtension as _;
+
+use super::claimed::{Claim, NewClaims, Next};
+use super::{DraftStore, counts};
+use crate::error::LibrarianError;
+
+/// What one run may claim: the drafts that were ready at one moment, in order of submission.
+#[derive(Debug, Clone)]
+pub struct PendingSnapshot {
+    pending_seen: usize,
+    /// Drafts up to here were claimed already: one that this run deferred is not met again.
+    pub(super) after: i64,
+    /// Drafts beyond this came in later.
+    pub(super) until: i64,
+    /// Never more than were seen: one that is requeued meanwhile may be between the others.
+    remaining: usize,
+}
+
+impl PendingSnapshot {
+    /// How many drafts were pending and due.
+    #[must_use]
+    pub fn pending_seen(&self) -> usize {
+        self.pending_seen
+    }
+
+    /// Whether nothing more can be claimed from it.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.remaining == 0 || self.after >= self.until
+    }
+
+    /// How many drafts can still be claimed from it, at most.
+    pub(super) fn remaining(&self) -> usize {
+        if self.is_used_up() { 0 } else { self.remaining }
+    }
+
+    /// Move on past what was claimed.
+    pub(crate) fn advance(&mut self, claims: &NewClaims) {
+        match claims.next {
+            Next::Drafts => self.after = claims.found.last().map_or(self.after, |(seq, _)| *seq),
+            Next::Nothing => self.after = self.until,
+            Next::Suspect => {}
+        }
+        self.remaining = self.remaining.saturating_sub(claims.found.len());
+    }
+
+    /// Go back to the first of these claims, which were given back.
+    pub(crate) fn rewind(&mut self, released: &[Box<Claim>]) {
+        if let Some(first) = released.iter().map(|claim| claim.key.seq).min() {
+            self.after = self.after.min(first - 1);
+            self.remaining += released.len();
+        }
+    }
+}
+
+impl DraftStore {
+    /// Which drafts a run that begins now may claim.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
+    pub fn pending_snapshot(&self) -> Result<PendingSnapshot, LibrarianError> {
+        self.database().read("count what is pending", |connection| {
+            let last = connection
+                .prepare_cached(
+                    "SELECT seq FROM drafts INDEXED BY drafts_ready \
+                     WHERE state = 'pending' AND due_at = 0 ORDER BY seq DESC LIMIT 1",
+                )?
+                .query_row([], |row| row.get(0))
+                .optional()?
+                .unwrap_or(0);
+            let seen = counts::ready(connection)?;
+            let pending_seen = usize::try_from(seen).unwrap_or(usize::MAX);
+            Ok(PendingSnapshot { pending_seen, after: 0, until: last, remaining: pending_seen })
+        })
+    }
+}
