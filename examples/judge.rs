@@ -8,8 +8,8 @@
 //! Standard input brings one draft a line, as a JSON envelope; for each, standard output gets one
 //! line with the decision. That is the whole protocol.
 //!
-//! The rules stand in for your own judgement, or for a model's. In particular, a list of phrases
-//! is no defence against a text that means to mislead its reader.
+//! The rules are an example; replace them by your own, or by a model. In particular, a list of
+//! phrases does not protect against a text that tries to mislead its reader.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ use serde::Serialize;
 /// The line that answers a draft. Note and output are stored with the draft.
 #[derive(Serialize)]
 struct Answer {
-    /// For a reader who sees the answers of several drafts.
+    /// Identifies the draft for people who read several answers.
     id: String,
     decision: DraftProcessingDecision,
     note: &'static str,
@@ -31,7 +31,7 @@ struct Answer {
     retry_after_secs: Option<u64>,
 }
 
-/// What a later program may want to know, without the text itself.
+/// Data for later programs, without the text itself.
 #[derive(Serialize)]
 struct Output {
     rule: &'static str,
@@ -41,7 +41,7 @@ struct Output {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // An envelope from draftq has all fields; this is for one that is written by hand.
+    // An envelope from draftq has all fields; these defaults are for one that was written by hand.
     let defaults = DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH);
     for line in io::stdin().lines() {
         let line = line?;
@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let draft = Draft::from_envelope(&line, &defaults)?;
         let answer = serde_json::to_string(&judge(&draft))?;
-        // Whoever waits for this answer should not find it left in a buffer.
+        // The reader waits for this answer.
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{answer}")?;
         stdout.flush()?;
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The rules, in order of precedence: what may be dangerous is looked for first.
+/// The rules, in order of precedence. The check for dangerous texts is first.
 fn judge(draft: &Draft) -> Answer {
     use DraftProcessingDecision::{Accepted, Deferred, Failed, Quarantined, Skipped};
 
@@ -80,7 +80,7 @@ fn judge(draft: &Draft) -> Answer {
         note,
         output: Output {
             rule,
-            // What is quarantined is not passed on, not even its title.
+            // Nothing of a quarantined text is passed on, not even its title.
             title: (decision == Accepted).then(|| title(body)),
             words: body.split_whitespace().count(),
         },
@@ -123,7 +123,7 @@ fn content_words(body: &str) -> usize {
         .sum()
 }
 
-/// The first line that is not blank, without the signs of a heading, at most 80 characters.
+/// The first line that is not blank, without heading marks, at most 80 characters.
 fn title(body: &str) -> String {
     let line = body.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     line.trim_start_matches('#').trim_start().chars().take(80).collect()

@@ -28,15 +28,16 @@ impl Clock {
         Self(None)
     }
 
-    /// A clock that stands still until it is [`set`](Self::set); its clones share it. For tests.
+    /// A clock that does not run: it changes when it is [`set`](Self::set). Its clones share it.
+    /// For tests.
     #[must_use]
     pub fn manual(at: SystemTime) -> Self {
         let (now_ms, uptime_ms) = (AtomicI64::new(unix_ms(at)), AtomicI64::new(0));
         Self(Some(Arc::new(Manual { now_ms, uptime_ms })))
     }
 
-    /// Let time pass on a manual clock until this time, or set it back; nothing happens to the
-    /// system's.
+    /// Let time pass on a manual clock until this time, or set the clock back. Does nothing to the
+    /// system's clock.
     pub fn set(&self, at: SystemTime) {
         if let Some(manual) = &self.0 {
             let before = manual.now_ms.swap(unix_ms(at), Ordering::SeqCst);
@@ -44,8 +45,8 @@ impl Clock {
         }
     }
 
-    /// Set a manual clock without time passing, as an administrator does; nothing happens to the
-    /// system's.
+    /// Set a manual clock without time passing, as an administrator does. Does nothing to the
+    /// system's clock.
     pub fn jump(&self, at: SystemTime) {
         if let Some(manual) = &self.0 {
             manual.now_ms.store(unix_ms(at), Ordering::SeqCst);
@@ -61,8 +62,8 @@ impl Clock {
         }
     }
 
-    /// When the machine had booted, by this clock, in milliseconds since the epoch; it may be
-    /// before it. It changes when the clock is set, and not with time.
+    /// The time at which the machine booted, by this clock, in milliseconds since the epoch; it may
+    /// be negative. It changes when the clock is set, and not with time.
     pub(crate) fn booted_at_ms(&self) -> i64 {
         match &self.0 {
             Some(manual) => self.now_ms() - manual.uptime_ms.load(Ordering::SeqCst),

@@ -1,8 +1,7 @@
 //! Making text that came from a draft safe to show.
 //!
-//! A draft may hold terminal escapes, and characters that reorder what a reader sees. Everything
-//! that leaves this program for a screen, a log or a JSON reader goes through here; only
-//! `show --raw` does not.
+//! A draft may hold terminal escapes, and characters that reorder what a reader sees. All text for
+//! a screen, a log or a JSON reader passes through here; only `show --raw` does not.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -63,9 +62,9 @@ pub fn line(text: &str) -> Cow<'_, str> {
 /// A JSON document on one line: unsafe characters as `\u001b` (above U+FFFF as a surrogate pair),
 /// line breaks and tabs between tokens as blanks.
 ///
-/// JSON strings cannot hold C0 characters, so those in the document stand between tokens (in
-/// values that another program wrote), where a blank means the same. All other unsafe characters
-/// can stand only inside strings. So the document keeps its meaning.
+/// JSON strings cannot hold C0 characters, so those in the document are between tokens, where a
+/// blank means the same. All other unsafe characters can only be inside strings. So the document
+/// keeps its meaning.
 #[must_use]
 pub fn json(document: &str) -> Cow<'_, str> {
     replace(

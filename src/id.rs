@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub struct DraftId([u8; 8]);
 
 impl DraftId {
-    /// Stands for an id that cannot be read.
+    /// The id of a draft whose stored id cannot be read.
     pub(crate) const NONE: Self = Self([0; 8]);
 
     /// The id of these 8 bytes.

@@ -1,10 +1,10 @@
-//! A durable local inbox for drafts: prose that agents and people wrote, and that is not to be
-//! trusted until a processor has looked at it.
+//! A durable local inbox for drafts: texts that agents and people wrote, and that are not to be
+//! trusted until a processor has decided about them.
 //!
-//! draftq owns the mechanics of a run (recover what a dead run left, claim, call the processor,
-//! move the draft on) and nothing of the judgement, which is injected: a [`DraftProcessor`] in
-//! Rust, or any program ([`CommandProcessor`]). Drafts live in one SQLite file that several
-//! runners and people with a SQL shell may use at once.
+//! draftq does the mechanics of a run: it recovers abandoned claims, claims drafts, calls the
+//! processor and moves the drafts. The processor decides: a function ([`from_fn`]), a
+//! [`DraftProcessor`], or any program ([`CommandProcessor`]). Drafts are stored in one SQLite file,
+//! which several runners and people with a SQL shell may use at once.
 //!
 //! ```
 //! use std::time::{Duration, SystemTime};
@@ -42,10 +42,11 @@
 //! * **Durable.** When [`DraftStore::submit`] or a move has returned, it survives power loss.
 //! * **At least once.** A draft may be processed again after a crash; what the processor returns
 //!   is stored exactly once, in the transaction that moves the draft.
-//! * **Fenced.** Each claim has a token of its own; a runner that lost its claim changes nothing.
-//! * **Dead is dead, slow is not.** A dead runner's drafts go back at the next run of anyone; a
-//!   live runner's are never taken, however slow its processor is.
-//! * **The same draft is taken in once.** A draft's id follows from its text and provenance.
+//! * **Fenced.** Each claim has its own token; a runner that lost its claim changes nothing.
+//! * **Certain liveness.** A dead runner's drafts return to pending at the next run of any runner;
+//!   a live runner's drafts are never taken from it, however slow its processor is.
+//! * **Deduplicated.** A draft's id follows from its text and provenance. A second submit of the
+//!   same draft adds nothing.
 
 #![forbid(unsafe_code)]
 

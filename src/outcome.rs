@@ -1,4 +1,4 @@
-//! What a processor decides, with everything that belongs to the decision.
+//! A processor's decision, with its note, output, usage and delays.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use serde::Serialize;
 use crate::error::LibrarianError;
 use crate::state::DraftProcessingDecision;
 
-/// The longest that a draft can be deferred or a runner be held for: 30 days. What asks for more
-/// gets this. A due time further ahead can only come from a clock that was wrong, and is not
-/// waited for.
+/// The longest delay of a deferral, and the longest hold of a runner: 30 days. Longer ones are
+/// shortened to this. A later due time can only come from a wrong clock.
 pub const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// A decision with what belongs to it. `Debug` shows lengths, not contents.
+/// A processor's decision, with its note, output, usage and delays. `Debug` shows lengths, not
+/// contents.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outcome {
     decision: DraftProcessingDecision,
@@ -25,7 +25,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// No more than a decision.
+    /// A decision alone.
     #[must_use]
     pub fn new(decision: DraftProcessingDecision) -> Self {
         Self { decision, note: None, output: None, usage: None, retry_after: None, hold: None }
@@ -45,24 +45,27 @@ impl Outcome {
     /// than 128 levels.
     pub fn with_output(self, output: &impl Serialize) -> Result<Self, LibrarianError> {
         let json = serde_json::to_string(output)?;
-        // A raw value is written unseen, and what is stored must be JSON to every reader.
+        // serde_json does not check a raw value, and the stored output must be JSON to every
+        // reader.
         serde_json::from_str::<serde_json::Value>(&json)?;
         Ok(Self { output: Some(json), ..self })
     }
 
-    /// With what the work cost: the text of a JSON object of numbers, checked by the caller.
+    /// With the cost of the work: the text of a JSON object of numbers, checked by the caller.
     #[must_use]
     pub(crate) fn with_usage(self, usage: &str) -> Self {
         Self { usage: Some(usage.to_owned()), ..self }
     }
 
-    /// For a deferral: not to be claimed again before this long has passed (at most [`MAX_DELAY`]).
+    /// For a deferral: the draft is not claimed again before this delay has passed (at most
+    /// [`MAX_DELAY`]).
     #[must_use]
     pub fn with_retry_after(self, delay: Duration) -> Self {
         Self { retry_after: Some(delay), ..self }
     }
 
-    /// The runner claims nothing for this long, whatever the decision: a rate limit, say.
+    /// The runner claims nothing for this time, whatever the decision, for example because of a
+    /// rate limit.
     #[must_use]
     pub fn with_hold(self, hold: Duration) -> Self {
         Self { hold: Some(hold), ..self }
@@ -86,19 +89,19 @@ impl Outcome {
         self.output.as_deref()
     }
 
-    /// What the work cost, as the text of a JSON object of numbers, if it is known.
+    /// The cost of the work as the text of a JSON object of numbers, if it is known.
     #[must_use]
     pub fn usage(&self) -> Option<&str> {
         self.usage.as_deref()
     }
 
-    /// How long a deferred draft is to wait.
+    /// The delay before a deferred draft is claimed again.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// How long the runner is to hold.
+    /// How long the runner claims nothing.
     #[must_use]
     pub fn hold(&self) -> Option<Duration> {
         self.hold

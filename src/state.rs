@@ -1,26 +1,26 @@
-//! The lifecycle: six states, five decisions, and the one table of moves a runner may make.
+//! The lifecycle: six states, five decisions, and the moves that a runner may make.
 //!
-//! The database holds the same table as triggers (`migrations/0001_drafts.sql`); a test walks
-//! all 36 pairs through both.
+//! The database enforces the same moves by triggers (`migrations/0001_drafts.sql`); a test compares
+//! all 36 pairs.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a draft is in its life.
+/// The state of a draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DraftState {
     /// Waiting for a runner.
     Pending,
-    /// Claimed: a processor is looking at it, or its runner died doing so.
+    /// Claimed by a runner, which may have died since.
     Processing,
-    /// The processor durably took it.
+    /// The processor accepted it.
     Accepted,
-    /// The processor passed over it on purpose.
+    /// The processor skipped it on purpose.
     Skipped,
-    /// Kept for review: the processor said so, or its errors reached the budget.
+    /// Kept for review: the processor failed it, or its errors reached the budget.
     Failed,
     /// Unsafe, conflicting or unresolved: for review only.
     Quarantined,
@@ -63,8 +63,8 @@ impl DraftState {
         !matches!(self, Self::Pending | Self::Processing)
     }
 
-    /// Whether a runner may move a draft from here to `to`. (An operator's requeue, from a
-    /// terminal state to pending, is no runner's move.)
+    /// Whether a runner may move a draft from this state to `to`. (An operator's requeue, from a
+    /// terminal state to pending, is not a runner's move.)
     #[must_use]
     pub fn runner_may_move_to(self, to: Self) -> bool {
         match self {
@@ -94,24 +94,24 @@ impl FromStr for DraftState {
     }
 }
 
-/// What a processor decided about a draft.
+/// A processor's decision about a draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DraftProcessingDecision {
     /// Durably taken by the processor.
     Accepted,
-    /// Passed over on purpose.
+    /// Skipped on purpose.
     Skipped,
     /// To be kept for review.
     Failed,
     /// Unsafe, conflicting or unresolved.
     Quarantined,
-    /// The processor is not ready; the draft goes back to pending.
+    /// The processor is not ready; the draft returns to pending.
     Deferred,
 }
 
 impl DraftProcessingDecision {
-    /// Every decision, in the order of the states they lead to, deferral last.
+    /// Every decision, in the order of their target states, deferral last.
     pub const ALL: [Self; 5] =
         [Self::Accepted, Self::Skipped, Self::Failed, Self::Quarantined, Self::Deferred];
 

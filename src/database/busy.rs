@@ -1,9 +1,9 @@
 //! How long to wait for others' locks, and how often to try.
 //!
-//! A time-out counts from the last sign that other writers make progress: a crowd that is served
-//! one after the other is waited for, a single one that keeps the lock is not. Reads, and what
-//! opens a connection, wait in SQLite's busy handler. Writes do not: they wait in the queue of
-//! `turn.rs`, and while they try SQLite's lock the handler returns at once.
+//! A time-out counts from the last sign that other writers make progress. So a call waits through a
+//! long queue of writers, and not for one writer that keeps the lock. Reads, and the opening of a
+//! connection, wait in SQLite's busy handler. Writes do not: they wait in the queue of `turn.rs`,
+//! and while they try SQLite's lock the handler returns at once.
 
 use std::cell::RefCell;
 use std::fs;
@@ -22,14 +22,14 @@ use crate::error::LibrarianError;
 /// How long a connection waits for others' locks unless it is configured otherwise.
 pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// However much progress the others make, a wait ends after so many times the time-out.
+/// A wait ends after this many time-outs, however much progress the others make.
 pub(super) const MAX_TIMEOUTS: u32 = 12;
 
 /// How often a wait checks whether others have made progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The database and its WAL, whose metadata shows that somebody has committed. Asking for it
-/// opens nothing: closing a descriptor of the database would drop SQLite's locks.
+/// The database and its WAL, whose metadata shows that another process has committed. Reading the
+/// metadata opens nothing: closing a descriptor of the database would drop SQLite's locks.
 #[derive(Debug)]
 pub(super) struct Files {
     database: PathBuf,
@@ -49,7 +49,7 @@ impl Files {
         RunnersDirectory::open_or_create(&RunnersDirectory::path_beside(&self.database), self.owner)
     }
 
-    /// What changes when somebody writes.
+    /// Values that change when a process writes.
     fn stamps(&self) -> [Option<Stamp>; 2] {
         [&self.database, &with_suffix(&self.database, "-wal")].map(|path| {
             let metadata = fs::metadata(path).ok()?;
@@ -64,9 +64,9 @@ pub(super) struct Wait {
     files: Arc<Files>,
     limit: Duration,
     began: Instant,
-    /// Since when nobody has made progress, as far as this wait has seen.
+    /// Since when no other writer has made progress, as far as this wait has seen.
     idle_since: Instant,
-    last_look: Option<(Instant, [Option<Stamp>; 2])>,
+    last_check: Option<(Instant, [Option<Stamp>; 2])>,
     tries: u32,
 }
 
@@ -74,26 +74,26 @@ impl Wait {
     /// A wait that has lasted since `began`, for at most `limit` without progress.
     pub(super) fn new(files: &Arc<Files>, limit: Duration, began: Instant) -> Self {
         let files = Arc::clone(files);
-        Self { files, limit, began, idle_since: began, last_look: None, tries: 0 }
+        Self { files, limit, began, idle_since: began, last_check: None, tries: 0 }
     }
 
-    /// Whether to give up: nobody has made progress for as long as the limit, or the wait has
-    /// lasted for [`MAX_TIMEOUTS`] times the limit.
+    /// Whether to give up: no other writer has made progress for as long as the limit, or the wait
+    /// has lasted for [`MAX_TIMEOUTS`] times the limit.
     pub(super) fn is_over(&mut self) -> bool {
         let now = Instant::now();
         let is_idle = |since: Instant| now.duration_since(since) >= self.limit;
-        let looks = match &self.last_look {
+        let checks = match &self.last_check {
             Some((last, _)) => {
                 now.duration_since(*last) >= PROGRESS_INTERVAL || is_idle(self.idle_since)
             }
             None => true,
         };
-        if looks && !self.limit.is_zero() {
+        if checks && !self.limit.is_zero() {
             let stamps = self.files.stamps();
-            if self.last_look.is_some_and(|(_, seen)| seen != stamps) {
+            if self.last_check.is_some_and(|(_, seen)| seen != stamps) {
                 self.idle_since = now;
             }
-            self.last_look = Some((now, stamps));
+            self.last_check = Some((now, stamps));
         }
         now.duration_since(self.idle_since) >= self.limit
             || now.duration_since(self.began) >= self.limit.saturating_mul(MAX_TIMEOUTS)
@@ -104,20 +104,19 @@ impl Wait {
         self.limit.saturating_sub(self.idle_since.elapsed())
     }
 
-    /// Sleep before the next try, longer each time and never in step with others: so a crowd
-    /// that cannot queue does not fill the processors.
+    /// Sleep before the next try, longer each time and with jitter, so that many waiting processes
+    /// do not fill the processors.
     pub(super) fn back_off(&mut self, longest: Duration) {
         let pause = Duration::from_micros(250 << self.tries.min(12)).min(longest);
         self.tries += 1;
         sleep_about(pause.min(self.left().max(Duration::from_millis(1))));
     }
 
-    /// What the wait fails with.
+    /// The error of a wait that has failed.
     pub(super) fn busy(&self) -> TransactionError {
         let millis = self.began.elapsed().max(self.limit).as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         let waited = match millis {
-            // Nobody is helped by the milliseconds.
             1_000.. => Duration::from_secs(millis / 1_000),
             _ => Duration::from_millis(millis),
         };
@@ -131,7 +130,7 @@ pub(super) fn sleep_about(pause: Duration) {
     std::thread::sleep(Duration::from_micros(micros / 2 + fastrand::u64(0..micros)));
 }
 
-/// Whether this is another's lock, so that to try again may help.
+/// Whether another process holds the lock, so that a retry may succeed.
 pub(super) fn is_busy(error: &TransactionError) -> bool {
     matches!(
         error,
@@ -142,10 +141,10 @@ pub(super) fn is_busy(error: &TransactionError) -> bool {
     )
 }
 
-/// What the busy handler does on this thread: SQLite hands it no more than a count.
+/// The busy handler's behaviour on this thread. SQLite passes it nothing but a count.
 #[derive(Debug)]
 enum Handler {
-    /// Nobody has said: wait for the default time-out.
+    /// Not set: wait for the default time-out.
     Unset,
     /// Do not wait.
     Fail,
@@ -156,15 +155,16 @@ thread_local! {
     static HANDLER: RefCell<Handler> = const { RefCell::new(Handler::Unset) };
 }
 
-/// Longest pause of the busy handler. Two hundred that wait cost a sixth of a core.
+/// The longest pause of the busy handler. At this pause, 200 waiting processes cost a sixth of a
+/// core.
 const HANDLER_PAUSE: Duration = Duration::from_millis(100);
 
-/// Call this with a busy handler that waits as `wait` says.
+/// Call `body` with a busy handler that waits as `wait` does.
 pub(super) fn waiting<T>(wait: &Wait, body: impl FnOnce() -> T) -> T {
     with_handler(Handler::Wait(wait.clone()), body)
 }
 
-/// Call this with a busy handler that does not wait.
+/// Call `body` with a busy handler that does not wait.
 pub(super) fn failing<T>(body: impl FnOnce() -> T) -> T {
     with_handler(Handler::Fail, body)
 }

@@ -11,11 +11,11 @@ use super::busy::wait_for_lock;
 use super::error::TransactionError;
 use crate::error::LibrarianError;
 
-/// A connection's page cache, in KiB. A batch of moves touches more than SQLite's default of
-/// 2 MiB; what does not fit is written to the WAL before the commit, and read back.
+/// The page cache of a connection, in KiB. A batch of moves changes more pages than fit in SQLite's
+/// default of 2 MiB; those that do not fit are written to the WAL before the commit, and read back.
 const CACHE_KIB: i64 = 8 * 1024;
 
-/// The path is a resolved one: a link in it was put there since.
+/// The path is resolved: a link in it was created since then, and is refused.
 pub(super) fn open_flags() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
@@ -28,14 +28,14 @@ pub(super) fn connect(path: &Path) -> Result<Connection, TransactionError> {
     Ok(connection)
 }
 
-/// A connection that cannot write. Where there is a -wal that no process has open, SQLite still
-/// makes a -shm if it can: it cannot read the -wal without one.
+/// A connection that cannot write. SQLite still creates a -shm, if it can, for a -wal that no
+/// process has open: it cannot read the -wal without one.
 pub(super) fn connect_read_only(path: &Path) -> Result<Connection, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(path, flags)
 }
 
-/// What a hostile file must not be able to do, and how long to wait for others.
+/// Protect the connection from a hostile file, and set its busy handler.
 pub(super) fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.busy_handler(Some(wait_for_lock))?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -44,7 +44,7 @@ pub(super) fn harden(connection: &Connection) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
-/// Set what a connection needs, and read it back.
+/// Configure a connection, and read every setting back.
 pub(super) fn configure(
     connection: &Connection,
     path: &Path,
@@ -52,8 +52,8 @@ pub(super) fn configure(
 ) -> Result<(), TransactionError> {
     let begun = Instant::now();
     let mode: String = loop {
-        // Turning WAL on wants the file alone for a moment, and for that SQLite does not always
-        // call the busy handler. Once on, it stays on, and this only reads.
+        // Turning WAL on needs exclusive access for a moment, and for that SQLite does not always
+        // call the busy handler. In a database that is in WAL mode already, this only reads.
         let turned = turn_wal_on(connection);
         match turned {
             Err(error)
@@ -73,7 +73,7 @@ pub(super) fn configure(
     configure_reading(connection, path)
 }
 
-/// What every connection needs, also one that cannot write.
+/// Settings for every connection, also for one that cannot write.
 pub(super) fn configure_reading(
     connection: &Connection,
     path: &Path,
@@ -116,7 +116,7 @@ fn turn_wal_on(connection: &Connection) -> Result<String, rusqlite::Error> {
     let mut statement = connection.prepare("PRAGMA journal_mode = WAL")?;
     let mut modes = statement.query_map([], |row| row.get(0))?;
     let mode = modes.next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    // The mode is told first; then the statement ends, and with that the change is committed.
+    // The first row is the mode; the change is committed when the statement ends.
     match modes.next() {
         Some(Err(error)) => Err(error),
         _ => mode,
@@ -132,8 +132,8 @@ pub(super) fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlit
 mod tests {
     use super::*;
 
-    /// What durability and privacy rest on, by value: the table in `configure` is not enough,
-    /// because it is what a wrong value would be read back against.
+    /// The expected values are repeated here, because `configure` reads a wrong value back as
+    /// correct.
     #[test]
     fn a_configured_connection_is_durable_and_private() {
         let directory = tempfile::tempdir().unwrap();

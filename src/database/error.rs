@@ -1,4 +1,4 @@
-//! What a transaction fails with, and how an SQLite error becomes one of this crate's.
+//! The error of a transaction, and its conversion to an error of this crate.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,8 +7,8 @@ use rusqlite::ErrorCode;
 
 use crate::error::{DatabaseError, LibrarianError};
 
-/// What a transaction's body fails with: SQLite's error, which is given its path and purpose
-/// here, or one of ours.
+/// The error of a transaction's body: SQLite's, to which `classify` adds path and purpose, or one
+/// of this crate.
 #[derive(Debug)]
 pub(crate) enum TransactionError {
     Sqlite(rusqlite::Error),
@@ -27,7 +27,7 @@ impl From<LibrarianError> for TransactionError {
     }
 }
 
-/// Give an SQLite error its place in our taxonomy.
+/// Convert an SQLite error to one of this crate's.
 pub(super) fn classify(
     error: TransactionError,
     path: &Path,
@@ -70,8 +70,8 @@ fn not_sqlite(path: PathBuf) -> LibrarianError {
     }
 }
 
-/// Whether a statement failed because of what is in a row, so that it fails each time. SQLite
-/// undoes such a statement and keeps the transaction.
+/// Whether a statement failed because of the values in a row, so that it fails each time. SQLite
+/// undoes the statement and keeps the transaction.
 pub(crate) fn is_row_fault(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

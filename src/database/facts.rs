@@ -1,4 +1,4 @@
-//! What the kernel says about a file and its owner. Nothing here opens a file.
+//! Metadata of files, and their owners. Nothing here opens a file.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,14 +8,14 @@ use rustix::fs::{AtFlags, CWD, FileType, StatxAttributes, StatxFlags, makedev, s
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-/// Which file it is: the same under every name, and another one after a replacement.
+/// The identity of a file: the same under every name, and different after a replacement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FileIdentity {
     pub device: u64,
     pub inode: u64,
 }
 
-/// To whom the database belongs, and everything beside it.
+/// The owner of the database and of every file beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Owner {
     pub user: u32,
@@ -28,13 +28,13 @@ impl Owner {
         Self { user: geteuid().as_raw(), group: rustix::process::getegid().as_raw() }
     }
 
-    /// Whether what this process makes must be given to this owner.
+    /// Whether files that this process creates must be given to this owner.
     pub(crate) fn is_another(self) -> bool {
         self.user != geteuid().as_raw()
     }
 }
 
-/// What the kernel says of a file, a link not followed.
+/// Metadata of a file. A link is not followed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts {
     pub kind: FileType,
@@ -44,22 +44,22 @@ pub(crate) struct Facts {
     pub links: u32,
     pub size: u64,
     pub identity: FileIdentity,
-    /// Whether something is mounted exactly here; `false` where the kernel cannot tell.
+    /// Whether it is a mount point; `false` where the kernel does not report it.
     pub is_mount_point: bool,
 }
 
 impl Facts {
-    /// Of what is at this path; `None` if nothing is.
+    /// Metadata of the file at this path; `None` if there is none.
     pub(crate) fn of(path: &Path) -> io::Result<Option<Self>> {
         Self::at(CWD, path)
     }
 
-    /// Of what has this name in the directory.
+    /// Metadata of the file with this name in the directory; `None` if there is none.
     pub(crate) fn at(directory: impl AsFd, name: &Path) -> io::Result<Option<Self>> {
         Self::read(directory.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
     }
 
-    /// Of an open file.
+    /// Metadata of an open file.
     pub(crate) fn of_open(file: impl AsFd) -> io::Result<Self> {
         let facts = Self::read(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH)?;
         facts.ok_or_else(|| Errno::NOENT.into())
@@ -82,11 +82,11 @@ impl Facts {
                     device: makedev(found.stx_dev_major, found.stx_dev_minor),
                     inode: found.stx_ino,
                 },
-                // The bit is only ever set where the kernel knows of it.
+                // A kernel that does not know the bit does not set it.
                 is_mount_point: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
             })),
             Err(Errno::NOENT) => Ok(None),
-            // An old kernel, or a container that does not let it through.
+            // An old kernel, or a container that blocks the call.
             Err(Errno::NOSYS | Errno::PERM) => match statat(directory, name, flags) {
                 Ok(found) => Ok(Some(Self {
                     kind: FileType::from_raw_mode(found.st_mode),
@@ -106,8 +106,8 @@ impl Facts {
     }
 }
 
-/// Whether the user has a number of its own in this user namespace. Those that have none all
-/// appear as one (65534 as a rule), which may have an owner as well.
+/// Whether the user has its own number in this user namespace. All users without one appear under
+/// the same number (usually 65534), which a real user may have too.
 pub(super) fn is_mapped(user: u32) -> bool {
     let Ok(map) = std::fs::read_to_string("/proc/self/uid_map") else { return true };
     map.lines().any(|line| {

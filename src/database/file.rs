@@ -1,4 +1,4 @@
-//! The file and its directory: created private, and recognised before anything could change it.
+//! The file and its directory: created private, and recognised before they are changed.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -19,16 +19,16 @@ use super::schema::check_header;
 use super::trust::{Examined, examine};
 use crate::error::LibrarianError;
 
-/// Where the file at `path` really is, all links followed. `None` if there is no file.
+/// The path of the file at `path`, with all links followed. `None` if there is no file.
 ///
-/// To be called once, at open: everything afterwards goes by the resolved path, so that nobody
-/// can lead it elsewhere, and all names of a file by symbolic links meet in one -wal and one
-/// runners directory.
+/// Called once, at open. Everything afterwards uses the resolved path, so that a link that is
+/// changed later has no effect, and all symbolic links to a file share one -wal and one runners
+/// directory.
 ///
 /// # Errors
 ///
-/// [`LibrarianError::CannotCreate`] for a link that leads nowhere, [`LibrarianError::Io`] if the
-/// path cannot be followed.
+/// [`LibrarianError::CannotCreate`] for a link without a target, [`LibrarianError::Io`] if the path
+/// cannot be followed.
 pub(crate) fn resolve(path: &Path) -> Result<Option<PathBuf>, LibrarianError> {
     match fs::canonicalize(path) {
         Ok(path) => Ok(Some(path)),
@@ -40,28 +40,28 @@ pub(crate) fn resolve(path: &Path) -> Result<Option<PathBuf>, LibrarianError> {
     }
 }
 
-/// Which file is at this resolved path, if it, its directory and what lies beside it may be used;
-/// `None` if there is no file. Opens and creates nothing.
+/// The identity of the file at this resolved path, if the file, its directory and the files beside
+/// it may be used; `None` if there is no file. Opens and creates nothing.
 ///
 /// # Errors
 ///
 /// [`LibrarianError::Untrusted`] for a second link, a mount point, another owner, or a mode that
-/// lets others write; [`LibrarianError::ForeignDatabase`] for what is not a regular file;
+/// lets others write; [`LibrarianError::ForeignDatabase`] if it is not a regular file;
 /// [`LibrarianError::Io`].
 pub(crate) fn inspect(path: &Path) -> Result<Option<FileIdentity>, LibrarianError> {
     Ok(examine(path)?.map(|examined| examined.identity))
 }
 
-/// Whether the file at this path, links followed, is still this one. One `stat`: about a
+/// Whether the file at this path, links followed, is still this one. Costs one `stat`, about a
 /// microsecond.
 pub(super) fn is_at(path: &Path, identity: FileIdentity) -> bool {
     fs::metadata(path)
         .is_ok_and(|metadata| metadata.dev() == identity.device && metadata.ino() == identity.inode)
 }
 
-/// Where the file at `path` is, or is to be: as [`resolve`], and the directory is made if there is
+/// The resolved path of the file at `path`, which need not exist. Creates its directory if there is
 /// none.
-pub(super) fn make_place(path: &Path) -> Result<PathBuf, LibrarianError> {
+pub(super) fn create_place(path: &Path) -> Result<PathBuf, LibrarianError> {
     if let Some(path) = resolve(path)? {
         return Ok(path);
     }
@@ -75,15 +75,15 @@ pub(super) fn make_place(path: &Path) -> Result<PathBuf, LibrarianError> {
     if path.as_os_str().as_bytes().ends_with(b"/") {
         return Err(cannot(path)(io::ErrorKind::IsADirectory.into()));
     }
-    make_private_directory(directory).map_err(cannot(directory))?;
+    create_private_directory(directory).map_err(cannot(directory))?;
     Ok(fs::canonicalize(directory).map_err(cannot(directory))?.join(name))
 }
 
-/// Make the file at this resolved path if there is none, readable and writable by its owner alone,
-/// and check it.
+/// Create the file at this resolved path if there is none, readable and writable by its owner
+/// alone, and check it.
 pub(super) fn create_private(path: &Path) -> Result<Examined, LibrarianError> {
-    // Closing a descriptor drops this process's locks on the file, so between the making and the
-    // closing no other thread may have opened it through SQLite.
+    // Closing a descriptor of the file drops this process's locks on it, so no other thread may
+    // open the file through SQLite between its creation and the closing.
     static CREATING: Mutex<()> = Mutex::new(());
     let _alone = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
 
@@ -100,36 +100,36 @@ pub(super) fn create_private(path: &Path) -> Result<Examined, LibrarianError> {
     examine(path)?.ok_or_else(|| cannot(io::ErrorKind::NotFound.into()))
 }
 
-/// Make a directory, and those above it, for their owner alone.
-fn make_private_directory(directory: &Path) -> Result<(), io::Error> {
+/// Create a directory, and those above it, for their owner alone.
+fn create_private_directory(directory: &Path) -> Result<(), io::Error> {
     let missing: Vec<&Path> =
         directory.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    // SQLite makes the file's entry in its directory durable, but not the directory's entry in
-    // its parent. As SQLite does, go on where a directory cannot be opened or synced.
+    // SQLite syncs the file's directory, but not the directory's parent. As in SQLite, a directory
+    // that cannot be opened or synced is no error.
     for parent in missing.into_iter().filter_map(Path::parent) {
         let _ = fs::File::open(parent).and_then(|parent| parent.sync_all());
     }
     Ok(())
 }
 
-/// Look at the file's header before anything could change the file: an ordinary connection to a
-/// foreign database would replay its journal or check its WAL in. An immutable one takes no lock
-/// and writes nothing, and its descriptor is known to SQLite.
+/// Check the file's header before anything can change the file: an ordinary connection to a foreign
+/// database would replay its journal or checkpoint its WAL. An immutable connection takes no lock
+/// and writes nothing, and SQLite knows its descriptor.
 pub(super) fn recognise(path: &Path) -> Result<(), LibrarianError> {
     let length = fs::metadata(path).map(|metadata| metadata.len());
     if length.is_ok_and(|length| length == 0) {
-        // New, or another process is about to fill it.
+        // It is new, or another process is about to fill it.
         return Ok(());
     }
     let look = || -> Result<(i64, i64), rusqlite::Error> {
         let mut connection = open_immutable(path)?;
-        // In the middle of another process's first start or checkpoint, or of one that was cut
-        // off, the file is shorter than its header says. This makes SQLite read the header all
-        // the same.
+        // During another process's first start or checkpoint, or after an interrupted one, the file
+        // is shorter than its header says. With these settings SQLite reads the header all the
+        // same.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
         connection.pragma_update(None, "writable_schema", true)?;
-        // One transaction, so that both are of one moment.
+        // Both values must come from one moment.
         let transaction = connection.transaction()?;
         Ok((pragma(&transaction, "application_id")?, pragma(&transaction, "user_version")?))
     };
@@ -140,11 +140,12 @@ pub(super) fn recognise(path: &Path) -> Result<(), LibrarianError> {
     }
 }
 
-/// Whether the file has a journal that leaves nothing of it: a first start was cut off by a power
-/// failure, which may have left no more than zeros. SQLite's locks are not on the journal, so it
-/// may be opened. Any other journal beside a file that is not SQLite's is not to be touched.
+/// Whether the file has a journal that undoes everything in it: a power failure interrupted a first
+/// start, and may have left only zeros. SQLite's locks are not on the journal, so this may open it.
+/// A file that is not SQLite's may have any other journal, which must not be changed.
 fn journal_undoes_all(path: &Path) -> bool {
-    // The format's magic; then how many pages there were before, in bytes 16 to 20.
+    // The magic number of the format. Bytes 16 to 20 hold the number of pages before the
+    // transaction.
     const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
     let mut header = [0; 20];
     let read = fs::File::open(with_suffix(path, "-journal"))
@@ -152,15 +153,15 @@ fn journal_undoes_all(path: &Path) -> bool {
     read.is_ok() && header.starts_with(&MAGIC) && header.ends_with(&[0; 4])
 }
 
-/// Open a file that nobody changes meanwhile: no lock is taken, and neither -wal nor -shm is
-/// opened or made.
+/// Open a file that no process changes meanwhile: no lock is taken, and neither -wal nor -shm is
+/// opened or created.
 pub(super) fn open_immutable(path: &Path) -> Result<Connection, rusqlite::Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(immutable_uri(path), flags).map_err(|error| match error {
-        // rusqlite's text names the URI.
+        // rusqlite's message would show the URI.
         rusqlite::Error::SqliteFailure(code, _) => rusqlite::Error::SqliteFailure(code, None),
         error => error,
     })

@@ -1,14 +1,14 @@
-//! Which file the processes at one path have open.
+//! Keeps a file that replaces another apart from the other's -wal.
 //!
-//! SQLite finds -wal and -shm by name. If the database is removed or another file is moved into its
-//! place while a process has it open, the next process would open the new file with the old one's
-//! -wal and -shm, and both would write to them: drafts are lost, the file is damaged, and SQLite
-//! notices nothing. So each process holds a shared lock (`flock`) on a small file in the runners
-//! directory that says which file it opened (device and inode). Who finds another file there than
-//! the one at the path waits until nobody holds the lock, then writes down the new one.
+//! SQLite finds -wal and -shm by name. If the database is removed or replaced while a process has
+//! it open, the next process would open the new file with the old one's -wal and -shm, and both
+//! would write to them: drafts are lost, the file is damaged, and SQLite notices nothing. So each
+//! process holds a shared lock (`flock`) on a small file in the runners directory, the entry file,
+//! which holds device and inode of the file that is open. A process that finds another file at the
+//! path waits until no process holds the lock, and then writes a new entry.
 //!
-//! The kernel frees the lock when a process ends, however it ends. What is written down is no more
-//! than a hint of what the holders have open, and need not survive a crash.
+//! The kernel frees the lock when a process ends, however it ends. The entry need not survive a
+//! crash.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _};
@@ -26,31 +26,31 @@ use crate::error::LibrarianError;
 
 const FILE_NAME: &str = "in-use";
 
-/// How many bytes say which file it is: two numbers in hexadecimal digits.
+/// The length of an entry: two numbers in hexadecimal digits.
 const ENTRY_BYTES: usize = 33;
 
-/// A place among the processes that have the file open, until it is dropped.
+/// A process's lock on the entry file, until it is dropped.
 #[derive(Debug)]
 pub(super) struct InUse {
     lock: File,
-    made: Made,
+    created: Created,
 }
 
-/// What was made, to be taken away again if the database is refused.
+/// The files that were created, to be removed if the database is refused.
 #[derive(Debug, Default)]
-struct Made {
+struct Created {
     file: Option<RunnersDirectory>,
     directory: Option<PathBuf>,
 }
 
 impl InUse {
-    /// Take away what was made here: the database is not ours.
+    /// Remove the files that were created: the database is not draftq's.
     pub(super) fn undo(self) {
-        if let Some(directory) = &self.made.file {
+        if let Some(directory) = &self.created.file {
             let _ = directory.remove_file(FILE_NAME, &self.lock);
         }
-        if let Some(directory) = &self.made.directory {
-            // If there is something in it by now, it stays.
+        if let Some(directory) = &self.created.directory {
+            // It stays if it is not empty.
             let _ = fs::remove_dir(directory);
         }
     }
@@ -59,16 +59,16 @@ impl InUse {
 /// A database that may be opened.
 #[derive(Debug)]
 pub(super) struct Joined {
-    /// Where it is, all links followed.
+    /// Its path, all links followed.
     pub path: PathBuf,
     pub identity: FileIdentity,
     pub owner: Owner,
     pub in_use: InUse,
 }
 
-/// Join those who have the file open that is at this path, and make one if there is none and
-/// `create` says so. Waits for at most the busy time-out for those who still have an earlier one
-/// open.
+/// Join the processes that have the file at this path open, and create the file if there is none
+/// and `create` is set. Waits for at most the busy time-out for processes that still have the
+/// previous file open.
 pub(super) fn join(
     named: &Path,
     create: bool,
@@ -77,13 +77,13 @@ pub(super) fn join(
     let deadline = Instant::now() + busy_timeout;
     let none = || LibrarianError::NoDatabase { path: named.to_owned() };
     let mut recognised = None;
-    let mut made = Made::default();
+    let mut created = Created::default();
     loop {
         let path = match create {
-            true => file::make_place(named)?,
+            true => file::create_place(named)?,
             false => match file::resolve(named) {
                 Ok(Some(path)) => path,
-                // A link that leads nowhere.
+                // A link without a target.
                 Ok(None) | Err(LibrarianError::CannotCreate { .. }) => return Err(none()),
                 Err(error) => return Err(error),
             },
@@ -92,11 +92,11 @@ pub(super) fn join(
         let found = examined.map(|examined| examined.identity);
         match found {
             None if !create => return Err(none()),
-            // Nothing is made beside a file that is not draftq's.
+            // Nothing is created beside a file that is not draftq's.
             Some(identity) if recognised != found => match file::recognise(&path) {
                 Ok(()) => recognised = found,
                 Err(error) if file::is_at(&path, identity) => return Err(error),
-                // It was replaced while it was looked at.
+                // It was replaced during the check.
                 Err(_) => {
                     wait_for_others(named, deadline, busy_timeout)?;
                     continue;
@@ -105,15 +105,16 @@ pub(super) fn join(
             _ => {}
         }
         let owner = examined.map_or_else(Owner::caller, |examined| examined.owner);
-        if let Some((identity, owner, lock)) = try_join(&path, found, owner, create, &mut made)? {
-            return Ok(Joined { path, identity, owner, in_use: InUse { lock, made } });
+        if let Some((identity, owner, lock)) = try_join(&path, found, owner, create, &mut created)?
+        {
+            return Ok(Joined { path, identity, owner, in_use: InUse { lock, created } });
         }
         wait_for_others(named, deadline, busy_timeout)?;
     }
 }
 
-/// For a process that only reads: as [`join`], but nothing is made or written. `None` where there
-/// is nothing to join.
+/// As [`join`], for a process that only reads: nothing is created or written. `None` if there is no
+/// entry file that can be used.
 pub(super) fn join_reading(
     path: &Path,
     identity: FileIdentity,
@@ -122,19 +123,19 @@ pub(super) fn join_reading(
     let deadline = Instant::now() + busy_timeout;
     let name = RunnersDirectory::path_beside(path).join(FILE_NAME);
     loop {
-        // Missing, or of another user: whoever writes sees to it that it is right.
+        // It is missing, or belongs to another user. Processes that write create or refuse it.
         if !fs::symlink_metadata(&name).is_ok_and(|is| is.is_file()) {
             return Ok(None);
         }
-        // The flags fit: they are bits of a C int.
+        // The flags are bits of a C int.
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(&name);
         let Ok(lock) = opened else { return Ok(None) };
         if lock.try_lock_shared().is_ok() {
             if entry_of(&lock) == Some(identity) {
-                return Ok(Some(InUse { lock, made: Made::default() }));
+                return Ok(Some(InUse { lock, created: Created::default() }));
             }
-            // Nobody has the other file open: the entry is an old one.
+            // No process has the other file open: the entry is old.
             if lock.unlock().is_ok() && lock.try_lock().is_ok() {
                 return Ok(None);
             }
@@ -156,13 +157,13 @@ fn wait_for_others(
     Ok(())
 }
 
-/// `None` if others are in the way at this moment.
+/// `None` if another process prevents it at this moment.
 fn try_join(
     path: &Path,
     found: Option<FileIdentity>,
     owner: Owner,
     create: bool,
-    made: &mut Made,
+    created: &mut Created,
 ) -> Result<Option<(FileIdentity, Owner, File)>, LibrarianError> {
     let place = RunnersDirectory::path_beside(path);
     let name = place.join(FILE_NAME);
@@ -170,12 +171,12 @@ fn try_join(
     let missing = fs::symlink_metadata(&place).is_err();
     let directory = RunnersDirectory::open_or_create(&place, owner)?;
     if missing {
-        made.directory = Some(place);
+        created.directory = Some(place);
     }
-    // Most often the entry is right, and nothing is opened to write: the end of that would wake
-    // waiting runners, which are told of the end of other runners in this way.
+    // Most often the entry is right, and no file is opened for writing: closing it would wake
+    // waiting runners, because inotify reports the end of a runner in the same way.
     let open = |access| match directory.open_file(FILE_NAME, access) {
-        // It was to be made then.
+        // The same failure as if the file could not be created.
         Err(LibrarianError::Io { path, source, .. }) => {
             Err(LibrarianError::CannotCreate { path, source })
         }
@@ -201,17 +202,17 @@ fn try_join(
         },
     };
     if new {
-        made.file = Some(directory);
+        created.file = Some(directory);
     }
     if !locked(lock.try_lock()).map_err(cannot)? || lock.metadata().map_err(cannot)?.nlink() == 0 {
         return Ok(None);
     }
-    // From here to the end of this lock nobody else opens or makes a file at this path.
+    // While this lock is held, no other process opens or creates a file at this path.
     let examined = match examine(path)? {
         Some(examined) => examined,
         None if !create => return Ok(None),
         None => {
-            // They are of a file that is gone. What no draftq has open another program may have.
+            // They belong to a file that no longer exists. Another program may have them open.
             for suffix in ["-wal", "-shm"] {
                 match fs::remove_file(with_suffix(path, suffix)) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -224,13 +225,14 @@ fn try_join(
         }
     };
     if found.is_some_and(|found| found != examined.identity) {
-        // Another by now, which nobody has recognised yet.
+        // It is another file now, which has not been recognised yet.
         return Ok(None);
     }
     let identity = examined.identity;
     let entry = format!("{:016x} {:016x}", identity.device, identity.inode);
     lock.write_all_at(entry.as_bytes(), 0).map_err(cannot)?;
-    // The kernel frees a lock before it takes the other, so another may come in between.
+    // The kernel frees the exclusive lock before it takes the shared one, so another process may
+    // lock it in between.
     let kept = locked(lock.try_lock_shared()).map_err(cannot)?;
     Ok(kept.then_some((identity, examined.owner, lock)))
 }
@@ -243,7 +245,7 @@ fn locked(result: Result<(), TryLockError>) -> io::Result<bool> {
     }
 }
 
-/// What is written down in the file; `None` if that is nothing, or nonsense.
+/// The entry; `None` if there is none, or it is not valid.
 fn entry_of(mut lock: &File) -> Option<FileIdentity> {
     let mut bytes = [0; ENTRY_BYTES];
     lock.read_exact(&mut bytes).ok()?;

@@ -1,5 +1,5 @@
-//! The database file: created private, recognised before it is touched, brought to the current
-//! schema, and opened so that what is committed survives power loss.
+//! The database file: created private, recognised before it is changed, migrated to the current
+//! schema, and opened so that every commit survives power loss.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -16,12 +16,12 @@
 //! | `turn.rs` | the queue of writers that wait for the write lock |
 //! | `error.rs` | turns an SQLite error into one of this crate's |
 //!
-//! Three rules hold for everything that uses this module. Every writing transaction takes the
-//! write lock first (`BEGIN IMMEDIATE`) or is a single statement, because SQLite fails at once,
-//! whatever the time-out, when a reader becomes a writer after another has written. Every pragma is
-//! read back, because SQLite ignores one that it does not know or cannot obey. And the file is
-//! opened through SQLite only: on POSIX, closing any other descriptor of it drops the locks that
-//! this process holds.
+//! Three rules hold for every use of this module. Every writing transaction takes the write lock
+//! first (`BEGIN IMMEDIATE`) or is a single statement, because SQLite fails at once, whatever the
+//! time-out, when a reader becomes a writer after another has written. Every pragma is read back,
+//! because SQLite ignores a pragma that it does not know or cannot set. And the file is opened
+//! through SQLite only: on POSIX, closing any other descriptor of it drops the locks that this
+//! process holds.
 
 mod busy;
 mod connection;
@@ -59,24 +59,24 @@ pub(crate) use self::runners_directory::RunnersDirectory;
 /// The first SQLite in which two writers cannot corrupt a database in WAL mode.
 const REQUIRED_SQLITE: (i32, &str) = (3_051_003, "3.51.3");
 
-/// How often opening is tried while the file is replaced, or root makes something beside it.
+/// How often opening is tried while the file is replaced, or while root creates a file beside it.
 const OPEN_TRIES: u32 = 10;
 
-/// What a database is opened for.
+/// How a database is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// To write; file and directory are made if there are none.
+    /// For writing; file and directory are created if there are none.
     Create,
-    /// To write to a file that is there.
+    /// For writing, if the file exists.
     Write,
-    /// To read a file that is there. Nothing is made or changed.
+    /// For reading, if the file exists. Nothing is created or changed.
     Read,
 }
 
 /// An open database.
 #[derive(Debug)]
 pub(crate) struct Database {
-    /// As it was given, but absolute.
+    /// The path as it was given, but absolute.
     named: PathBuf,
     /// All links followed.
     path: PathBuf,
@@ -94,7 +94,7 @@ enum Source {
 }
 
 impl Database {
-    /// Open the database at `path`. A file that is not draftq's is left as it is, to the byte.
+    /// Open the database at `path`. A file that is not draftq's is not changed.
     pub(crate) fn open(
         path: &Path,
         access: Access,
@@ -127,13 +127,13 @@ impl Database {
             let (path, owner) = (joined.path.clone(), joined.owner);
             let files = Files::new(&path, owner);
             let queue = WriterQueue::new(&files);
-            // A file that is there and in use needs no lock but for reading. The first start, and
-            // the first after a crash, need the file for themselves.
+            // A file that is in use needs no lock but for reading. The first start, and the first
+            // after a crash, need exclusive access.
             let mut wait = Wait::new(&files, busy_timeout, Instant::now());
             let first = queue.run(&mut wait, || open_first(&path)).map(|(first, _turn)| first);
             if !file::is_at(&named, joined.identity) {
-                // SQLite may have opened either of the two; of the old one, this may be the last
-                // connection.
+                // SQLite may have opened the old file or the new one; this may be the last
+                // connection to the old one.
                 if let Ok(first) = &first {
                     retire(first, &files);
                 }
@@ -141,7 +141,7 @@ impl Database {
             }
             let first = match first {
                 Ok(first) => first,
-                // Root may have made a -shm at this moment, and gives it away.
+                // Root may have created a -shm at this moment, and changes its owner next.
                 Err(TransactionError::Sqlite(error))
                     if tries > 1 && error.sqlite_error_code() == Some(ErrorCode::CannotOpen) =>
                 {
@@ -156,7 +156,8 @@ impl Database {
                     return Err(error);
                 }
             };
-            // Once more, for what was put beside the file since, and before anything is stored.
+            // Once more, for files that were created beside it since, and before anything is
+            // stored.
             file::inspect(&path)?;
             let place = Place::new(&named, joined);
             let connections = Connections::new(first, place, connections, busy_timeout, &files);
@@ -176,7 +177,7 @@ impl Database {
         &self.named
     }
 
-    /// To whom the file belongs, and everything beside it.
+    /// The owner of the file and of every file beside it.
     pub(crate) fn owner(&self) -> Owner {
         self.owner
     }
@@ -189,7 +190,7 @@ impl Database {
         }
     }
 
-    /// Fail if the database is only read.
+    /// Fail if the database was opened for reading.
     pub(crate) fn require_writable(&self, doing: &'static str) -> Result<(), LibrarianError> {
         self.connections(doing).map(|_| ())
     }
@@ -253,10 +254,10 @@ impl Database {
         attempt().map_err(|error| self.classify(error, doing))
     }
 
-    /// Write within one transaction that holds the write lock from its start, for a caller that
-    /// has waited since `began`. When this returns `Ok`, what was written survives power loss, and
-    /// the file that it is in was at its path until then. Fails without writing if the schema has
-    /// another version by now.
+    /// Write within one transaction that holds the write lock from its start, for a caller that has
+    /// waited since `began`. When this returns `Ok`, the changes survive power loss, and the file
+    /// was at its path until then. Fails without writing if another version of the schema is there
+    /// by now.
     pub(crate) fn write<T>(
         &self,
         began: Instant,
@@ -278,14 +279,14 @@ impl Database {
                 transaction.commit()?;
                 value
             };
-            // What was committed after the file was removed is in no file that anybody finds.
+            // A commit to a file that has been removed is lost.
             connections.check_current()?;
             Ok(value)
         };
         attempt().map_err(|error| self.classify(error, doing))
     }
 
-    /// How long a call waits before it fails as busy, if nobody else makes progress.
+    /// How long a call waits before it fails as busy, if no other writer makes progress.
     pub(crate) fn busy_timeout(&self) -> Duration {
         self.busy_timeout
     }

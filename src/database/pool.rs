@@ -1,4 +1,4 @@
-//! The connections of a store: one that opening made, and a pool for the other threads.
+//! The connections of a store: the first one, and a pool for other threads.
 
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
@@ -27,19 +27,19 @@ const RETIRE_LIMIT: Duration = Duration::from_millis(200);
 /// The connections to one file.
 #[derive(Debug)]
 pub(super) struct Connections {
-    /// The connection that opening made. Most processes never need another, and the pool, which
-    /// starts a thread to open one, would be a tenth of what a short command takes.
+    /// The connection that opened the database. Most processes need no other, and the pool, which
+    /// starts a thread to open one, would be a tenth of the time of a short command.
     first: Mutex<Connection>,
     others: OnceLock<Pool<Connector>>,
     limit: u32,
     last_connect_error: LastError,
     files: Arc<Files>,
     busy_timeout: Duration,
-    /// Ends after the connections do.
+    /// Dropped after the connections.
     place: Arc<Place>,
 }
 
-/// Which file it is, and where.
+/// A file and its path.
 #[derive(Debug)]
 pub(super) struct Place {
     /// As it was given.
@@ -47,7 +47,7 @@ pub(super) struct Place {
     /// All links followed.
     path: PathBuf,
     identity: FileIdentity,
-    /// Says to others that the file is open here.
+    /// Shows other processes that the file is open here.
     _in_use: InUse,
 }
 
@@ -63,7 +63,7 @@ impl Place {
     }
 }
 
-/// A connection for as long as one thread needs it.
+/// A connection that one thread uses.
 pub(super) enum Lease<'d> {
     First(MutexGuard<'d, Connection>),
     Pooled(PooledConnection<Connector>),
@@ -109,7 +109,7 @@ impl Connections {
         }
     }
 
-    /// Fail if the file at the path is another one by now, or none.
+    /// Fail if the file at the path was removed or replaced.
     pub(super) fn check_current(&self) -> Result<(), TransactionError> {
         if self.place.is_current() {
             return Ok(());
@@ -129,9 +129,10 @@ impl Connections {
                 }
                 Err(TryLockError::WouldBlock) => {}
             }
-            // A new one would be to the file that is there now.
+            // A new connection would be to the file that is there now.
             self.check_current()?;
-            // Not for the whole time at once: the first may be free before one of the pool's.
+            // Not for the whole time at once: the first connection may be free before one of the
+            // pool's.
             let pool = self.others.get_or_init(|| self.pool());
             if let Ok(connection) = pool.get_timeout(FIRST_CHECK_INTERVAL) {
                 return Ok(Lease::Pooled(connection));
@@ -143,7 +144,7 @@ impl Connections {
         let error = self.last_connect_error.lock().unwrap_or_else(PoisonError::into_inner).take();
         Err(match error {
             Some(error) => TransactionError::Sqlite(error),
-            // All connections were in use for as long as a thread waits for a lock.
+            // All connections were in use for the whole wait.
             None => wait.busy(),
         })
     }
@@ -160,12 +161,12 @@ impl Connections {
         Pool::builder()
             .max_size(self.limit.saturating_sub(1).max(1))
             .min_idle(Some(0))
-            // Connections live as long as the store: a timer that replaces them would only wake
-            // an idle process.
+            // Connections live as long as the store. A timer that replaces them would wake an idle
+            // process.
             .max_lifetime(None)
             .idle_timeout(None)
             .test_on_check_out(false)
-            // It opens connections, now and then; one thread is enough for that.
+            // One thread is enough to open connections.
             .thread_pool(Arc::new(ScheduledThreadPool::builder().num_threads(1).build()))
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(connector)
@@ -175,8 +176,8 @@ impl Connections {
 impl Drop for Connections {
     fn drop(&mut self) {
         let first = self.first.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Of what closing does, this takes longest; what follows the next look is to be short, since
-        // SQLite leaves the -wal of a file that is moved in between as it is.
+        // This is the slowest part of closing. The time after the next check must be short, because
+        // SQLite keeps the -wal of a file that is moved in between.
         first.flush_prepared_statement_cache();
         if !self.place.is_current() {
             retire(first, &self.files);
@@ -184,15 +185,15 @@ impl Drop for Connections {
     }
 }
 
-/// Before the last connection to a file closes that is not at its path any more: put what is in its
-/// -wal into it, for it may have been moved, and leave nothing in that -wal, which may still be there
-/// under the name that the next file's has.
+/// For the last connection to a file that is no longer at its path: checkpoint its -wal into the
+/// file, which may have been moved, and leave the -wal empty, because its name is now that of the
+/// next file's -wal.
 pub(super) fn retire(connection: &Connection, files: &Arc<Files>) {
     let wait = Wait::new(files, RETIRE_LIMIT, Instant::now());
-    // SQLite compares the inode as well before it removes a -wal by its name when it closes; this
-    // holds for a device that is another, too.
+    // When it closes, SQLite compares the inode before it removes a -wal by name. This also covers
+    // a file on another device.
     let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
-    // If it fails, another process has the file open, and does the same.
+    // If this fails, another process has the file open, and does the same when it closes.
     let _ = busy::waiting(&wait, || {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     });
@@ -202,7 +203,7 @@ pub(super) fn retire(connection: &Connection, files: &Arc<Files>) {
 #[derive(Debug)]
 pub(super) struct Pooled {
     connection: Connection,
-    /// Ends after the connection does.
+    /// Dropped after the connection.
     _place: Arc<Place>,
 }
 
@@ -215,7 +216,7 @@ pub(super) struct Connector {
     files: Arc<Files>,
     busy_timeout: Duration,
     manager: SqliteConnectionManager,
-    /// r2d2 keeps a connection's error to itself and reports a time-out; this brings it back.
+    /// r2d2 reports a time-out in place of a connection's error; this keeps the error.
     last_error: LastError,
 }
 
@@ -224,13 +225,13 @@ impl ManageConnection for Connector {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> Result<Pooled, rusqlite::Error> {
-        // On a thread of the pool, where nobody else has said how long to wait.
+        // This runs on a thread of the pool, where no busy handler is set.
         let wait = Wait::new(&self.files, self.busy_timeout, Instant::now());
         let ready = busy::waiting(&wait, || {
             let connection = self.manager.connect()?;
             harden(&connection)?;
             match configure(&connection, &self.place.path, self.busy_timeout) {
-                // SQLite opened what was at the path then.
+                // SQLite may have opened another file that was at the path.
                 Ok(()) if !self.place.is_current() => {
                     Err(rusqlite::Error::InvalidPath(self.place.path.clone()))
                 }
@@ -288,7 +289,7 @@ mod tests {
                 matches!(connections.lease(&mut waiting_thread), Ok(Lease::First(_)))
             });
             waits.recv().unwrap();
-            // The pool's connection stays leased for longer than anybody would wait for it.
+            // The pool's connection stays leased for the whole wait.
             drop(first);
             assert!(waiting.join().unwrap());
         });
@@ -311,7 +312,7 @@ mod tests {
             last_error: LastError::default(),
         };
         let begun = Instant::now();
-        // r2d2 connects on a thread of its own.
+        // As r2d2 does, connect on another thread.
         let failed = std::thread::scope(|scope| {
             scope.spawn(|| connector.connect().is_err()).join().unwrap()
         });

@@ -1,9 +1,9 @@
-//! Reading without writing anything: no file is made, changed or left behind.
+//! Reads a database without writing: no file is created or changed.
 //!
-//! SQLite's own read-only connection makes a -wal and a -shm if it can, fails if it cannot, and
-//! leaves them behind. So as long as there is no -wal with anything in it, the file alone is read,
-//! as one that nobody changes, and afterwards its times say whether that was true. If not, or
-//! where there is a -wal, it is read together with those who write.
+//! SQLite's read-only connection creates a -wal and a -shm if it can, fails if it cannot, and
+//! leaves them behind. So if there is no -wal, or an empty one, the file is opened as immutable,
+//! and its times are compared afterwards. If they differ, or if there is a -wal, it is read with
+//! the usual locks.
 
 use std::fs;
 use std::io;
@@ -25,12 +25,11 @@ use super::schema;
 use super::trust;
 use crate::error::LibrarianError;
 
-/// The kernel's clock for a file's times goes in steps of up to this: two changes within one step
-/// leave the same time.
+/// The resolution of a file's times: two changes within this time may leave the same time.
 const CLOCK_STEP: Duration = Duration::from_millis(10);
 
-/// How often the file is read as one that nobody changes and was changed all the same, before it is
-/// read together with those who write.
+/// How many times a file that was opened as immutable may change during a read before it is read
+/// with the usual locks.
 const UNCHANGED_TRIES: u32 = 3;
 
 /// A database that is only read, by one thread at a time.
@@ -48,10 +47,10 @@ pub(super) struct Reader {
 struct Opened {
     path: PathBuf,
     connection: Connection,
-    /// What the file was like when it was opened as one that nobody changes.
+    /// The stamp of a file that was opened as immutable.
     unchanged: Option<Stamp>,
     identity: FileIdentity,
-    /// Ends after the connection does.
+    /// Dropped after the connection.
     _in_use: Option<InUse>,
 }
 
@@ -70,7 +69,7 @@ impl Reader {
         let named = named.to_owned();
         let path = match file::resolve(&named) {
             Ok(Some(path)) => path,
-            // A link that leads nowhere.
+            // A link without a target.
             Ok(None) | Err(LibrarianError::CannotCreate { .. }) => {
                 return Err(LibrarianError::NoDatabase { path: named });
             }
@@ -166,7 +165,7 @@ impl Reader {
         Ok(Opened { path, connection, unchanged, identity, _in_use: in_use })
     }
 
-    /// An error of SQLite that comes from a -wal that cannot be read here, as one that says so.
+    /// An error of SQLite as one of this crate's. One that comes from an unreadable -wal says so.
     pub(super) fn explain(&self, error: TransactionError, doing: &'static str) -> LibrarianError {
         let wal = with_suffix(&self.path, "-wal");
         let unreadable = matches!(&error, TransactionError::Sqlite(error) if matches!(
@@ -177,7 +176,7 @@ impl Reader {
             let why = match may_read(&wal) {
                 Err(error) => error,
                 Ok(()) => io::Error::other(
-                    "SQLite needs the -shm file beside it, which cannot be read or made here; let \
+                    "SQLite needs the -shm file beside it, which cannot be read or created here; let \
                      the database's owner run `draftq run --defer`, or copy the database with its \
                      -wal to a directory that you may write to",
                 ),
@@ -199,7 +198,7 @@ fn read_in<T>(
     Ok(value)
 }
 
-/// What the file is like, if nothing beside it says that it is not all of the database.
+/// The stamp of the file, if no -wal or journal holds a part of the database.
 fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
     if has_content(&with_suffix(path, "-journal"))? || has_content(&with_suffix(path, "-wal"))? {
         return Ok(None);
@@ -219,7 +218,7 @@ fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
     }))
 }
 
-/// The same, when the kernel's clock has gone on since the last change: the next one then leaves
+/// As [`unchanging`], at least [`CLOCK_STEP`] after the last change, so that the next change leaves
 /// another time.
 fn settled(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
     let begun = Instant::now();

@@ -1,9 +1,9 @@
-//! The directory beside the database that holds the runners' lock files and the wakeup file.
+//! The directory beside the database for the runners' lock files and the wakeup file.
 //!
-//! Whoever could put something there could have a file made, overwritten or deleted elsewhere, or
-//! a live runner taken for dead. So the directory and each file in it are checked
-//! (`trust.rs`) before they are opened, and files are reached from the directory's descriptor
-//! only, never through a link.
+//! Another user who could create files there could make draftq create, overwrite or delete a file
+//! elsewhere, or make a live runner seem dead. So the directory and each file in it are checked
+//! (`trust.rs`) before they are opened, and files are opened relative to the directory's
+//! descriptor, never through a link.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,7 +31,7 @@ pub(crate) struct RunnersDirectory {
 }
 
 impl RunnersDirectory {
-    /// Where the runners directory of the database at this resolved path is.
+    /// The path of the runners directory of the database at this resolved path.
     pub(crate) fn path_beside(database: &Path) -> PathBuf {
         with_suffix(database, RUNNERS_SUFFIX)
     }
@@ -40,11 +40,11 @@ impl RunnersDirectory {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Untrusted`] if it is a link, another's, or writable by others;
-    /// [`LibrarianError::Io`] if it cannot be opened.
+    /// [`LibrarianError::Untrusted`] if it is a link, belongs to another user, or is writable by
+    /// others; [`LibrarianError::Io`] if it cannot be opened.
     pub(crate) fn open(path: &Path, owner: Owner) -> Result<Option<Self>, LibrarianError> {
         let cannot = |source| LibrarianError::Io { doing: "open", path: path.to_owned(), source };
-        // First by name: a link is told as one, and another's directory as another's.
+        // First by name, so that the error names a link or another owner.
         if check(path, owner, Kind::Directory, || Facts::of(path))?.is_none() {
             return Ok(None);
         }
@@ -57,7 +57,7 @@ impl RunnersDirectory {
         Ok(Some(Self { fd, path: path.to_owned(), owner }))
     }
 
-    /// Open the directory, and make it for its owner alone (0700) if there is none.
+    /// Open the directory; create it for its owner alone (0700) if there is none.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl RunnersDirectory {
                 Err(error) => return Err(cannot(error.into())),
             }
         }
-        // Somebody deletes it as often as it is made.
+        // Another process deletes it each time it is created.
         Err(cannot(io::ErrorKind::NotFound.into()))
     }
 
@@ -89,12 +89,12 @@ impl RunnersDirectory {
         &self.path
     }
 
-    /// Check everything in the directory.
+    /// Check every file in the directory.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Untrusted`] for the first thing that is no regular file with one link,
-    /// of the database's owner, that he alone can write; [`LibrarianError::Io`].
+    /// [`LibrarianError::Untrusted`] for the first entry that is not a regular file with one link,
+    /// owned by the database's owner and writable by that owner alone; [`LibrarianError::Io`].
     pub(crate) fn check_contents(&self) -> Result<(), LibrarianError> {
         let cannot = |source| LibrarianError::Io { doing: "read", path: self.path.clone(), source };
         for name in self.names().map_err(cannot)? {
@@ -103,7 +103,7 @@ impl RunnersDirectory {
         Ok(())
     }
 
-    /// The names of what is in the directory.
+    /// The names of the files in the directory.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.fd)? {
@@ -119,8 +119,8 @@ impl RunnersDirectory {
         check(&self.path.join(name), self.owner, Kind::File, || Facts::at(&self.fd, name))
     }
 
-    /// Open a file of this name, if there is one that may be used. With [`OFlags::WRONLY`] its
-    /// closing wakes those who watch the directory.
+    /// Open the file with this name, if there is one that may be used. If it was opened with
+    /// [`OFlags::WRONLY`], closing it wakes processes that watch the directory.
     ///
     /// # Errors
     ///
@@ -131,8 +131,8 @@ impl RunnersDirectory {
         access: OFlags,
     ) -> Result<Option<File>, LibrarianError> {
         let name = Path::new(name);
-        // By name first: opening and closing what is the database under another name would drop
-        // its locks.
+        // Check by name first: opening and closing the database under another name would drop its
+        // locks.
         let Some(expected) = self.check(name)? else { return Ok(None) };
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = openat(&self.fd, name, flags, Mode::empty());
@@ -150,11 +150,11 @@ impl RunnersDirectory {
         Ok(Some(File::from(file)))
     }
 
-    /// Make a file that was not there, for its owner alone (0600).
+    /// Create a new file for its owner alone (0600).
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AlreadyExists`] if the name is taken, whatever has it.
+    /// [`io::ErrorKind::AlreadyExists`] if the name is taken.
     pub(crate) fn create_file(&self, name: &str, access: OFlags) -> io::Result<File> {
         let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&self.fd, name, flags, Mode::from_raw_mode(0o600))?;
@@ -167,12 +167,12 @@ impl RunnersDirectory {
         Ok(File::from(file))
     }
 
-    /// Remove the name, if it is this file's: not what somebody put in its place.
+    /// Remove the file with this name if it is this file, and not another that replaced it.
     pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
         let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };
         if found.identity == Facts::of_open(file)?.identity {
             match unlinkat(&self.fd, name, AtFlags::empty()) {
-                // Somebody who tidied up was first.
+                // Another process removed it first.
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -185,17 +185,17 @@ impl RunnersDirectory {
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-        // Before Linux 5.6, or where a container does not let it through.
+        // Before Linux 5.6, or where a container blocks the call.
         Err(Errno::NOSYS | Errno::PERM) => openat(CWD, path, flags, Mode::empty()),
         other => other,
     }
 }
 
-/// Give the directory that root has just made to the database's owner.
+/// Change the owner of the directory that root has just created.
 fn give_new_directory(path: &Path, owner: Owner) -> io::Result<()> {
     let fd = open_directory(path)?;
-    // The owner, whose directory this lies in, may have moved another directory of root's here.
-    // An empty one has nothing to give away.
+    // The owner of the parent directory may have moved another directory of root's here. An empty
+    // one gives nothing away.
     for entry in Dir::read_from(&fd)? {
         if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());

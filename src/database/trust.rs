@@ -1,9 +1,9 @@
-//! Whether the database and what lies beside it may be used: one name, one owner, and nobody else
+//! Whether the database and the files beside it may be used: one name, one owner, and no other user
 //! who can write.
 //!
-//! Two names for one file lose drafts: each name has its own -wal and its own runners directory.
-//! So a file with more than one link, or one that is itself a mount point, is refused. A file or
-//! directory that somebody else made or can write is refused too: it may lead elsewhere, be read
+//! Two names for one file lose drafts: each name has its own -wal and its own runners directory. So
+//! a file with more than one link, and a file that is a mount point, are refused. A file or
+//! directory that another user created or can write is refused too: it may lead elsewhere, be read
 //! by its owner, or be swapped.
 //!
 //! Nothing here opens a file. Opening and closing the database, under whatever name, would drop
@@ -19,15 +19,15 @@ use rustix::fs::FileType;
 use super::facts::{Facts, FileIdentity, Owner, is_mapped, name_of, with_suffix};
 use crate::error::LibrarianError;
 
-/// What SQLite and draftq keep beside the database, by what is added to its name.
-const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// The suffixes of SQLite's files beside the database.
+const SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// What is added to the database's name for the runners directory.
+/// The suffix of the runners directory.
 pub(crate) const RUNNERS_SUFFIX: &str = "-runners";
 
-/// How long something of root's may take to be given to the database's owner: root creates a
-/// file first and changes its owner then.
-const GIVING_AWAY: Duration = Duration::from_secs(2);
+/// How long a file that root created may still belong to root: root creates a file first and
+/// changes its owner then.
+const OWNER_CHANGE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Permission to write, for the group and for all others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -41,14 +41,14 @@ pub(crate) struct Examined {
     pub owner: Owner,
 }
 
-/// Check the database at `path`, its directory, and what lies beside it, without opening
-/// anything. `path` is a resolved one (`file::resolve`): a link there is refused.
-/// `None` if there is no database; directory and neighbours have been checked then, too.
+/// Check the database at `path`, its directory, and the files beside it, without opening anything.
+/// `path` is resolved (`file::resolve`): a link there is refused. `None` if there is no database;
+/// directory and neighbours have been checked even then.
 ///
 /// # Errors
 ///
-/// [`LibrarianError::Untrusted`] and [`LibrarianError::ForeignDatabase`] if something must not be
-/// used, [`LibrarianError::Io`] if it cannot be told.
+/// [`LibrarianError::Untrusted`] and [`LibrarianError::ForeignDatabase`] if a file must not be
+/// used, [`LibrarianError::Io`] if the check fails.
 pub(crate) fn examine(path: &Path) -> Result<Option<Examined>, LibrarianError> {
     let facts = Facts::of(path).map_err(cannot_inspect(path))?;
     let owner = match &facts {
@@ -56,7 +56,7 @@ pub(crate) fn examine(path: &Path) -> Result<Option<Examined>, LibrarianError> {
         None => Owner::caller(),
     };
     check_directory_around(path, owner)?;
-    for suffix in BESIDE {
+    for suffix in SUFFIXES {
         let beside = with_suffix(path, suffix);
         check(&beside, owner, Kind::File, || Facts::of(&beside))?;
     }
@@ -65,10 +65,10 @@ pub(crate) fn examine(path: &Path) -> Result<Option<Examined>, LibrarianError> {
     Ok(facts.map(|facts| Examined { identity: facts.identity, owner }))
 }
 
-/// Which database is at `path`, a resolved one, for a process that only reads it. Another user's
-/// may be read by whoever is permitted to: nothing is made beside it, and nothing of the reader's
-/// gets into it. But under a second name its -wal is not found.
-/// `None` if there is no database.
+/// The database at the resolved `path`, for a process that only reads it. A user may read another
+/// user's database, because nothing is created beside it and no data of the reader gets into it.
+/// But a second name is refused, because its -wal would not be found. `None` if there is no
+/// database.
 ///
 /// # Errors
 ///
@@ -84,7 +84,7 @@ pub(crate) fn examine_to_read(path: &Path) -> Result<Option<FileIdentity>, Libra
     Ok(Some(facts.identity))
 }
 
-/// What is expected at a path.
+/// The kind of file that is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A regular file with one name.
@@ -93,8 +93,8 @@ pub(crate) enum Kind {
     Directory,
 }
 
-/// Check something beside the database, as `look` finds it. Returns what was found, if it is
-/// there and may be used.
+/// Check a file beside the database, whose metadata `look` reads. Returns the metadata if the file
+/// exists and may be used.
 pub(crate) fn check(
     path: &Path,
     owner: Owner,
@@ -103,11 +103,11 @@ pub(crate) fn check(
 ) -> Result<Option<Facts>, LibrarianError> {
     let begun = Instant::now();
     loop {
-        // Without a link it is being deleted.
+        // A file without a link is being deleted.
         let found = look().map_err(cannot_inspect(path))?.filter(|facts| facts.links > 0);
         let Some(facts) = found else { return Ok(None) };
-        let being_given_away = facts.user == 0 && owner.user != 0;
-        if being_given_away && begun.elapsed() < GIVING_AWAY {
+        let changes_owner = facts.user == 0 && owner.user != 0;
+        if changes_owner && begun.elapsed() < OWNER_CHANGE_LIMIT {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }
@@ -139,7 +139,7 @@ fn check_facts(path: &Path, facts: &Facts, owner: Owner, kind: Kind) -> Result<(
     check_not_writable(path, facts)
 }
 
-/// A second link or a mount point is a second name.
+/// Refuse a second link and a mount point: each is a second name.
 fn check_one_name(path: &Path, facts: &Facts) -> Result<(), LibrarianError> {
     if facts.links > 1 {
         return refused(
@@ -178,7 +178,7 @@ fn check_not_writable(path: &Path, facts: &Facts) -> Result<(), LibrarianError> 
     )
 }
 
-/// The database's owner: the caller, or, for root, whoever it is.
+/// The database's owner, who must be the caller unless the caller is root.
 fn owner_of_database(path: &Path, facts: &Facts) -> Result<Owner, LibrarianError> {
     check_regular(path, facts)?;
     check_one_name(path, facts)?;
@@ -198,7 +198,7 @@ fn owner_of_database(path: &Path, facts: &Facts) -> Result<Owner, LibrarianError
         if facts.size == 0 {
             return refused(
                 path,
-                format!("it is empty, and user {user}, who made it, could read what comes in"),
+                format!("it is empty, and user {user}, who created it, could read the drafts"),
                 format!(
                     "remove it (`rm {}`), or run draftq as its owner (`sudo -u '#{user}' draftq …`)",
                     quoted(path)
@@ -210,12 +210,12 @@ fn owner_of_database(path: &Path, facts: &Facts) -> Result<Owner, LibrarianError
     Ok(Owner { user, group: facts.group })
 }
 
-/// The directory that the database is in: nobody but its owner and root may replace the database.
+/// Check the database's directory: only the owner and root may be able to replace the database.
 fn check_directory_around(database: &Path, owner: Owner) -> Result<(), LibrarianError> {
     let Some(path) = database.parent() else { return Ok(()) };
     let Some(facts) = Facts::of(path).map_err(cannot_inspect(path))? else { return Ok(()) };
     let user = facts.user;
-    // Inside a user namespace the real root has no number, nor has anybody else outside.
+    // In a user namespace, the real root and all other users outside have no number.
     if user != owner.user && user != 0 && is_mapped(user) {
         return refused(
             path,
@@ -230,7 +230,7 @@ fn check_directory_around(database: &Path, owner: Owner) -> Result<(), Librarian
             ),
         );
     }
-    // A private group has the number of its one member (umask 002 goes with it).
+    // A user's private group has the user's number (umask 002 is usual with it).
     let private_group = facts.group == user && (1000..60_000).contains(&user);
     let writable = facts.mode & if private_group { 0o002 } else { WRITABLE_BY_OTHERS };
     if writable == 0 {
@@ -252,7 +252,7 @@ fn check_directory_around(database: &Path, owner: Owner) -> Result<(), Librarian
             database,
             format!(
                 "it belongs to user {user} and is in a directory where everybody may create files, \
-                 so that it may have been made to catch what others submit"
+                 so that it may have been created to collect drafts of others"
             ),
             format!("run draftq as its owner: `sudo -u '#{user}' draftq …`"),
         );

@@ -1,18 +1,18 @@
 //! The queue of writers.
 //!
-//! SQLite can only be polled for its write lock, at some 80 µs of CPU a try. A hundred processes
+//! SQLite's write lock can only be polled, at about 80 µs of CPU for each try. A hundred processes
 //! that poll starve the one that writes, and the kernel threads that its fsync needs. So a writer
-//! that has found the lock taken waits for the *turn* first: an exclusive `flock` on a file in the
-//! runners directory. The kernel keeps those that wait in order, wakes one at a time, and frees
-//! the lock of a process that ends. Only who has the turn polls SQLite, and it keeps the turn until
-//! its transaction ends, so that the next finds the write lock free.
+//! that finds the lock taken first waits for the *turn*: an exclusive `flock` on a file in the
+//! runners directory. The kernel queues the waiting processes, wakes one at a time, and frees the
+//! lock of a process that ends. Only the holder of the turn polls SQLite. It keeps the turn until
+//! its transaction ends, so that the next holder finds the write lock free.
 //!
-//! The turn is advice. SQLite's own lock decides, and a writer that does not know the turn (a SQL
-//! shell, or a draftq that has found no other writer) is polled for by who has it. Who has the turn
-//! and cannot go on shows that it is alive by touching the file. Where the file has not been
-//! touched for a while (its holder is stopped, or in a long transaction), those behind it try
-//! SQLite themselves, and then replace the file and queue on the new one. Where there can be no
-//! such file, writers poll with growing pauses.
+//! The turn is advisory: SQLite's lock decides. A writer that does not use the turn (a SQL shell,
+//! or a draftq that has met no other writer) may hold the write lock while the holder of the turn
+//! polls. A holder that cannot continue shows that it is alive by touching the file. If the file
+//! has not been touched for a while (its holder is stopped, or in a long transaction), the
+//! processes behind it try SQLite themselves, replace the file, and queue on the new one. Where
+//! there can be no such file, writers poll with growing pauses.
 
 use std::fs::{self, File};
 use std::io;
@@ -32,23 +32,23 @@ use super::runners_directory::RunnersDirectory;
 /// The name of the file whose lock is the turn.
 const TURN_FILE: &str = "writer.turn";
 
-/// How long those that wait leave the file untouched before they take its holder for stopped.
+/// If the file has not been touched for this long, waiting processes treat its holder as stopped.
 const STALL: Duration = Duration::from_millis(250);
 
 /// How often the holder of the turn touches the file while it polls.
 const TOUCH_INTERVAL: Duration = Duration::from_millis(60);
 
-/// For how many writes a process heeds the turn after it has found the write lock taken: so one
-/// that writes again and again lets those go first that wait.
-const HEEDING_WRITES: u32 = 16;
+/// For how many writes a process uses the turn after it has found the write lock taken, so that a
+/// process that writes in a loop lets waiting processes go first.
+const QUEUED_WRITES: u32 = 16;
 
-/// It asks for the turn before one in so many of them. If it always did, the lock would stay
-/// free after each transaction for as long as the next process takes to wake up, which on a
-/// loaded machine is longer than the transaction.
-const ASK_FIRST: u32 = 4;
+/// Of those writes, one in this many waits for the turn before it tries the lock. If all did, the
+/// lock would stay free after each transaction until the next process has woken up, which on a
+/// loaded machine takes longer than the transaction.
+const TURN_FIRST: u32 = 4;
 
-/// Most threads of this process that wait in the kernel. One that has given up waits on until
-/// the holder of the turn goes on or ends.
+/// The largest number of this process's threads that wait in the kernel. A thread whose wait was
+/// given up stays there until the holder of the turn continues or ends.
 const MAX_BLOCKED_THREADS: usize = 64;
 
 /// The longest pause of a writer that cannot queue.
@@ -58,8 +58,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct WriterQueue {
     files: Arc<Files>,
-    /// How many more writes heed the turn.
-    heeding: AtomicU32,
+    /// How many more writes use the turn.
+    queued_writes: AtomicU32,
 }
 
 /// The turn, until it is dropped.
@@ -68,16 +68,16 @@ pub(super) struct Turn(Arc<File>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // The thread that has waited in the kernel may not have let go of the file yet. If this
-        // fails, closing the file unlocks it.
+        // The thread that waited in the kernel may still hold the file. If this fails, closing the
+        // file unlocks it.
         let _ = self.0.unlock();
     }
 }
 
 impl Turn {
-    /// Show those that wait that the holder of the turn is alive.
+    /// Show waiting processes that the holder of the turn is alive.
     fn touch(&self) {
-        // If it cannot be touched, those that wait try SQLite themselves.
+        // If this fails, waiting processes try SQLite themselves.
         let _ = self.0.set_modified(SystemTime::now());
     }
 }
@@ -85,7 +85,7 @@ impl Turn {
 /// How a wait for the turn ended.
 enum Waited<T> {
     Turn(Turn),
-    /// The attempt has succeeded without the turn.
+    /// The attempt succeeded without the turn.
     Done(T),
     Failed(TransactionError),
     /// There can be no turn.
@@ -94,23 +94,23 @@ enum Waited<T> {
 
 impl WriterQueue {
     pub(super) fn new(files: &Arc<Files>) -> Self {
-        Self { files: Arc::clone(files), heeding: AtomicU32::new(0) }
+        Self { files: Arc::clone(files), queued_writes: AtomicU32::new(0) }
     }
 
-    /// Call `attempt` until it does not fail as busy, or the wait is over. It runs with a busy
-    /// handler that fails at once. The turn, if it was needed, is the caller's until it is
-    /// dropped.
+    /// Call `attempt` until it does not fail as busy, or until the wait has ended. It runs with a
+    /// busy handler that fails at once. The caller holds the turn, if it was needed, until it drops
+    /// it.
     pub(super) fn run<T>(
         &self,
         wait: &mut Wait,
         mut attempt: impl FnMut() -> Result<T, TransactionError>,
     ) -> Result<(T, Option<Turn>), TransactionError> {
         let mut attempt = || busy::failing(&mut attempt);
-        let heeding = self.heeding.load(Ordering::Relaxed);
-        if heeding > 0 {
-            self.heeding.store(heeding - 1, Ordering::Relaxed);
+        let queued_writes = self.queued_writes.load(Ordering::Relaxed);
+        if queued_writes > 0 {
+            self.queued_writes.store(queued_writes - 1, Ordering::Relaxed);
         }
-        if heeding == 0 || !heeding.is_multiple_of(ASK_FIRST) {
+        if queued_writes == 0 || !queued_writes.is_multiple_of(TURN_FIRST) {
             match attempt() {
                 Err(error) if is_busy(&error) => {}
                 done => return Ok((done?, None)),
@@ -118,7 +118,7 @@ impl WriterQueue {
             if wait.is_over() {
                 return Err(wait.busy());
             }
-            self.heeding.store(HEEDING_WRITES, Ordering::Relaxed);
+            self.queued_writes.store(QUEUED_WRITES, Ordering::Relaxed);
         }
         let turn = match self.wait_for_turn(wait, &mut attempt) {
             Waited::Turn(turn) => Some(turn),
@@ -139,13 +139,13 @@ impl WriterQueue {
                 Err(error) if is_busy(&error) => {}
                 done => return Ok((done?, turn)),
             }
-            self.heeding.store(HEEDING_WRITES, Ordering::Relaxed);
+            self.queued_writes.store(QUEUED_WRITES, Ordering::Relaxed);
             if wait.is_over() {
                 return Err(wait.busy());
             }
             match &turn {
                 None => wait.back_off(LONGEST_PAUSE),
-                // One process at a time is here.
+                // Only one process at a time polls here.
                 Some(_) => sleep_about(match began.elapsed().as_millis() {
                     0..5 => Duration::from_micros(250),
                     5..100 => Duration::from_micros(500),
@@ -161,7 +161,7 @@ impl WriterQueue {
         attempt: &mut impl FnMut() -> Result<T, TransactionError>,
     ) -> Waited<T> {
         loop {
-            // Anew each time: the directory may have been removed.
+            // Opened each time, because the directory may have been removed.
             let Ok(directory) = self.files.runners_directory() else { return Waited::NoQueue };
             let place = match Place::take(&directory) {
                 Ok(Ok(turn)) => return Waited::Turn(turn),
@@ -170,12 +170,12 @@ impl WriterQueue {
             };
             let mut last_touch = place.last_touch();
             loop {
-                // Not in step with the others, or they would all try at once.
+                // Jitter, or all waiting processes would try at once.
                 let pause = STALL + STALL.mul_f32(fastrand::f32() / 2.0);
                 match place.granted.recv_timeout(pause.min(wait.left())) {
                     Ok(()) => {
                         let turn = Turn(place.file);
-                        // If the file was replaced, another has the turn on the new one.
+                        // If the file was replaced, another process has the turn on the new one.
                         if turn.0.metadata().is_ok_and(|metadata| metadata.nlink() > 0) {
                             return Waited::Turn(turn);
                         }
@@ -197,7 +197,7 @@ impl WriterQueue {
                     break;
                 }
                 if over {
-                    // The last try: the turn may be held by one that is stopped.
+                    // The last try: the holder of the turn may be stopped.
                     return match attempt() {
                         Err(error) if is_busy(&error) => Waited::Failed(wait.busy()),
                         Ok(value) => Waited::Done(value),
@@ -214,8 +214,8 @@ impl WriterQueue {
     }
 }
 
-/// A place in the queue, until it is dropped. (Its thread waits on, and lets go of the turn when
-/// it comes.)
+/// A place in the queue, until it is dropped. (Its thread continues to wait, and releases the turn
+/// when it gets it.)
 struct Place {
     file: Arc<File>,
     granted: Receiver<()>,
@@ -224,7 +224,7 @@ struct Place {
 static BLOCKED_THREADS: AtomicUsize = AtomicUsize::new(0);
 
 impl Place {
-    /// The turn, if it is free, or a place behind those that wait for it.
+    /// The turn, if it is free, or a place in the queue.
     fn take(directory: &RunnersDirectory) -> io::Result<Result<Turn, Self>> {
         let file = Arc::new(open_turn_file(directory)?);
         match file.try_lock() {
@@ -232,8 +232,8 @@ impl Place {
             Err(fs::TryLockError::WouldBlock) => {}
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
-        // A wait in the kernel has no time-out and cannot be ended without unsafe code, but by
-        // the end of the process. So it is another thread's.
+        // A wait in the kernel has no time-out, and without unsafe code only the end of the process
+        // ends it. So another thread waits.
         if BLOCKED_THREADS.fetch_add(1, Ordering::Relaxed) >= MAX_BLOCKED_THREADS {
             BLOCKED_THREADS.fetch_sub(1, Ordering::Relaxed);
             return Err(io::ErrorKind::QuotaExceeded.into());
@@ -248,7 +248,7 @@ impl Place {
                 }
             };
             BLOCKED_THREADS.fetch_sub(1, Ordering::Relaxed);
-            // If nobody waits any more, this was the file's last owner, and closes it.
+            // If the wait was given up, this is the file's last owner, and closes it.
             if locked.is_ok() {
                 let _ = grant.send(());
             }
@@ -260,22 +260,22 @@ impl Place {
         Ok(Err(Self { file, granted }))
     }
 
-    /// When a holder of the turn has last touched the file; `None` if it is not the file at the
-    /// path any more.
+    /// The time at which a holder of the turn last touched the file; `None` if it is no longer the
+    /// file at the path.
     fn last_touch(&self) -> Option<(i64, i64)> {
         let metadata = self.file.metadata().ok()?;
         (metadata.nlink() > 0).then(|| (metadata.mtime(), metadata.mtime_nsec()))
     }
 
-    /// Remove the file, unless another has, so that the next queues on a new one.
+    /// Remove the file, unless another process did, so that the next writers queue on a new one.
     fn replace(&self, directory: &RunnersDirectory) {
-        // If it cannot be removed, those that wait go on trying SQLite themselves.
+        // If this fails, waiting processes continue to try SQLite themselves.
         let _ = directory.remove_file(TURN_FILE, &*self.file);
     }
 }
 
-/// Open the file for the turn, creating it if it is not there. It is open for reading alone:
-/// closing a file that was open for writing wakes the runners that wait for work.
+/// Open the file for the turn; create it if there is none. It is opened for reading only: closing a
+/// file that was open for writing wakes waiting runners.
 fn open_turn_file(directory: &RunnersDirectory) -> io::Result<File> {
     loop {
         match directory.open_file(TURN_FILE, OFlags::RDONLY) {

@@ -1,11 +1,11 @@
-//! A processor that is never ready: for a dry run.
+//! A processor that defers every draft, for a dry run.
 
 use crate::draft::Draft;
 use crate::error::LibrarianError;
 use crate::processor::DraftProcessor;
 use crate::state::DraftProcessingDecision;
 
-/// Defers every draft, so that a run goes through the motions and changes nothing for good.
+/// Defers every draft, so that a run changes nothing for good.
 #[derive(Debug, Default)]
 pub struct DeferredDraftProcessor;
 

@@ -1,4 +1,4 @@
-//! A processor made from a function.
+//! Processors from functions.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! Processors that come with the crate: one made from a function, one that asks a program, and one
-//! that defers every draft.
+//! The crate's processors: one that calls a function, one that starts a program for each draft, and
+//! one that defers every draft.
 
 pub(crate) mod deferred;
 pub(crate) mod exec;

@@ -1,24 +1,24 @@
-//! How many drafts a worker is given at a time.
+//! How many drafts to claim at a time.
 
 use std::time::Duration;
 
-/// About how much work is claimed at once.
+/// The processing time of the drafts that are claimed at once.
 const BATCH_WORK: Duration = Duration::from_millis(5);
 
-/// Most drafts that are claimed or stored at once: more would hold the database's one write lock
-/// for longer than others should have to wait.
+/// The largest number of drafts that are claimed or stored at once. More would hold the database's
+/// write lock for longer than other processes should wait.
 pub(super) const MAX_BATCH: usize = 512;
 
-/// How many drafts to claim at once, from how long the processor takes for one.
+/// How many drafts to claim at once, computed from the processing time of one draft.
 #[derive(Debug, Default)]
 pub(super) struct BatchSize {
-    /// A moving average of the time for a draft.
+    /// A moving average of the processing time of one draft.
     per_draft: Option<Duration>,
     last: usize,
 }
 
 impl BatchSize {
-    /// Take into account that a draft took so long.
+    /// Take the processing time of one more draft into account.
     pub(super) fn record(&mut self, took: Duration) {
         self.per_draft = Some(match self.per_draft {
             None => took,
@@ -26,7 +26,7 @@ impl BatchSize {
         });
     }
 
-    /// Begin again with one draft: the processor has become slow.
+    /// Start again with one draft, because the processor has become slow.
     pub(super) fn reset(&mut self, took: Duration) {
         *self = Self { per_draft: Some(took), last: 1 };
     }

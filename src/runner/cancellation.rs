@@ -1,29 +1,29 @@
-//! Asking a run to end.
+//! Ending a run or a watch early.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::lock::lock;
 
-/// Asks a run to end: the drafts in hand are finished, nothing more is claimed. Clones ask the
-/// same runs.
+/// Ends a run or a watch early: drafts that workers are processing are finished, and nothing more
+/// is claimed. Clones share the request.
 #[derive(Debug, Clone, Default)]
 pub struct Cancellation(Arc<(Mutex<bool>, Condvar)>);
 
 impl Cancellation {
-    /// Ask.
+    /// Request the end.
     pub fn cancel(&self) {
         *lock(&self.0.0) = true;
         self.0.1.notify_all();
     }
 
-    /// Whether it was asked.
+    /// Whether the end was requested.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         *lock(&self.0.0)
     }
 
-    /// Wait until then, or until it is asked. Returns whether it was asked.
+    /// Wait until the deadline, or until the end is requested. Returns whether it was requested.
     #[must_use]
     pub fn wait_until(&self, deadline: Instant) -> bool {
         let mut cancelled = lock(&self.0.0);

@@ -1,10 +1,10 @@
-//! The dispatcher between a run's workers and the store.
+//! The state that a run's workers and its writer thread share.
 //!
-//! Workers take claims from the dispatcher and hand their results to it. A writer thread exchanges
-//! both with the store: in one transaction it stores results and claims the next drafts. With a
-//! slow processor that is one draft at a time. With a fast one a commit would cost a hundred times
-//! what the processor does, so drafts are claimed ahead and results share a commit; a result
-//! waits for others a few milliseconds at most, and is reported only when it is durable.
+//! Workers take claims from the dispatcher and submit their results to it. The writer thread
+//! exchanges both with the store: in one transaction it stores results and claims the next drafts.
+//! With a slow processor that is one draft at a time. With a fast one, a commit for each draft
+//! would cost a hundred times the processing, so drafts are claimed ahead and results share a
+//! commit. A result waits a few milliseconds at most, and is reported only when it is durable.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,58 +23,58 @@ use crate::store::claimed::{Claim, Next};
 use crate::store::exchange::Processed;
 use crate::store::snapshot::PendingSnapshot;
 
-/// When no worker has come for what was claimed ahead for so long, it is given back, so that
-/// another runner can claim it.
+/// Drafts that were claimed ahead and that no worker has taken for this long are released, so that
+/// another runner can claim them.
 pub(super) const IDLE_CLAIM_LIMIT: Duration = Duration::from_millis(20);
 
-/// How often a worker that waits checks whether the run has ended meanwhile.
+/// How often a waiting worker checks whether the run has ended.
 const END_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// One run of a runner, shared by its workers and the writer thread.
+/// One run, shared by its workers and its writer thread.
 pub(super) struct Dispatcher<'r> {
     pub(super) runner: &'r Runner,
     span: &'r Span,
-    /// The log of the thread that began the run; the other threads use it too.
+    /// The log subscriber of the thread that began the run, for the other threads.
     dispatch: Dispatch,
     pub(super) state: Mutex<State>,
     /// Workers wait here for claims.
     pub(super) claims_arrived: Condvar,
     /// The writer thread waits here for something to do.
     pub(super) writer_needed: Condvar,
-    /// How many drafts workers have begun.
+    /// How many drafts workers have taken.
     pub(super) begun: AtomicUsize,
     pub(super) report: Mutex<RunReport>,
 }
 
 pub(super) struct State {
     pub(super) snapshot: PendingSnapshot,
-    /// How many more drafts the limit allows.
+    /// How many more drafts the runner's limit allows.
     pub(super) left: usize,
-    /// An error ended the run: what is in hand is finished, nothing else is begun.
+    /// An error ended the run: drafts in process are finished, and no other is taken.
     pub(super) stopped: bool,
-    /// Claimed and not begun, in order.
-    pub(super) ahead: VecDeque<Box<Claim>>,
-    /// When a claim last arrived there or was taken from there.
-    pub(super) ahead_moved: Instant,
+    /// Claimed drafts that no worker has taken, in order.
+    pub(super) claimed_ahead: VecDeque<Box<Claim>>,
+    /// When a claim was last added there or taken from there.
+    pub(super) claimed_ahead_changed: Instant,
     /// How many drafts workers are processing.
-    pub(super) in_hand: usize,
-    /// A suspect is in hand: nothing else is claimed until it is processed.
+    pub(super) processing: usize,
+    /// A worker is processing a suspect: nothing else is claimed until it is finished.
     pub(super) holds_suspect: bool,
-    /// What the last claim left as the next draft.
+    /// The kind of draft that follows the last claim.
     pub(super) next: Next,
     pub(super) processed: Vec<Processed>,
-    /// Since when the first of them waits.
+    /// Since when the first of them has waited.
     pub(super) processed_since: Option<Instant>,
     /// Workers that have not ended.
     pub(super) workers: usize,
     /// Workers that wait for a claim.
     pub(super) idle: usize,
     pub(super) batch_size: BatchSize,
-    /// Claims were left behind that the store could not be told of.
+    /// The store failed, so that claims were left behind.
     pub(super) abandoned: bool,
-    /// When a processor last came to a result, or the run began.
+    /// When a processor last returned a result, or when the run began.
     pub(super) last_result: Instant,
-    /// A fault of the machine was logged already.
+    /// A failure of the machine was logged already.
     pub(super) machine_fault_logged: bool,
 }
 
@@ -94,9 +94,9 @@ impl<'r> Dispatcher<'r> {
                 snapshot,
                 left: runner.limit.unwrap_or(usize::MAX),
                 stopped: false,
-                ahead: VecDeque::new(),
-                ahead_moved: Instant::now(),
-                in_hand: 0,
+                claimed_ahead: VecDeque::new(),
+                claimed_ahead_changed: Instant::now(),
+                processing: 0,
                 holds_suspect: false,
                 next: Next::Drafts,
                 processed: Vec::new(),
@@ -115,40 +115,40 @@ impl<'r> Dispatcher<'r> {
         }
     }
 
-    /// Do this with the log and within the span of the run, on whatever thread.
+    /// Call `work` with the log subscriber and within the span of the run, on any thread.
     pub(super) fn within_span<T>(&self, work: impl FnOnce() -> T) -> T {
         dispatcher::with_default(&self.dispatch, || self.span.in_scope(work))
     }
 
-    /// A thread of the run could not be started: the run ends.
+    /// End the run because one of its threads could not be started.
     pub(super) fn cannot_start(&self, source: io::Error) {
         let path = self.runner.store.path().to_owned();
         self.stopped_by(LibrarianError::Io { doing: "start a worker for", path, source });
         lock(&self.state).stopped = true;
     }
 
-    /// The next claim for a worker; `None` when the run is over.
+    /// The next claim for a worker; `None` when the run has ended.
     pub(super) fn take_claim(&self) -> Option<Box<Claim>> {
         let mut state = lock(&self.state);
         loop {
             if state.stopped || self.runner.cancellation.is_cancelled() {
                 return None;
             }
-            if state.ahead.is_empty() && state.is_done() {
+            if state.claimed_ahead.is_empty() && state.is_done() {
                 return None;
             }
             if let Some(until) = self.runner.held_until() {
                 self.writer_needed.notify_one();
                 drop(state);
-                // Not to its end at once: an error may end the run before.
+                // Not to the end of the hold at once, because an error may end the run before.
                 let check = until.min(Instant::now() + END_CHECK_INTERVAL);
                 let _ = self.runner.cancellation.wait_until(check);
                 state = lock(&self.state);
                 continue;
             }
-            if let Some(claim) = state.ahead.pop_front() {
-                state.ahead_moved = Instant::now();
-                state.in_hand += 1;
+            if let Some(claim) = state.claimed_ahead.pop_front() {
+                state.claimed_ahead_changed = Instant::now();
+                state.processing += 1;
                 self.begun.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
             }
@@ -161,7 +161,7 @@ impl<'r> Dispatcher<'r> {
 
     pub(super) fn submit_result(&self, processed: Processed, took: Duration) {
         let mut state = lock(&self.state);
-        state.in_hand -= 1;
+        state.processing -= 1;
         state.batch_size.record(took);
         match &processed.result {
             Ok(outcome) => {
@@ -172,8 +172,8 @@ impl<'r> Dispatcher<'r> {
             Err(error) => state.stopped |= self.runner.stop_at_error || !error.is_charged(),
         }
         state.processed.push(processed);
-        let waits_for_all = state.waits_for_empty_hands() && state.in_hand == 0;
-        if state.processed_since.is_none() || waits_for_all {
+        let last_before_suspect = state.waits_until_idle() && state.processing == 0;
+        if state.processed_since.is_none() || last_before_suspect {
             state.processed_since.get_or_insert_with(Instant::now);
             self.writer_needed.notify_one();
         }
@@ -186,14 +186,14 @@ impl<'r> Dispatcher<'r> {
         }
     }
 
-    /// The end: what the run did.
+    /// The report of the run, at its end.
     pub(super) fn close(self) -> RunReport {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
         let summary = &mut report.summary;
         summary.claimed = self.begun.into_inner();
         if state.abandoned {
-            self.runner.forget_registration();
+            self.runner.drop_registration();
         } else if state.snapshot.is_used_up() {
             summary.claim_misses = summary.pending_seen.saturating_sub(summary.claimed);
         }
@@ -207,16 +207,16 @@ impl State {
         self.left == 0 || self.snapshot.is_used_up()
     }
 
-    /// Whether nothing may be claimed while a draft is in hand.
-    pub(super) fn waits_for_empty_hands(&self) -> bool {
+    /// Whether nothing may be claimed while a worker is processing a draft.
+    pub(super) fn waits_until_idle(&self) -> bool {
         self.holds_suspect || self.next == Next::Suspect
     }
 
-    /// When what was claimed ahead, if anything, is to be given back.
+    /// When to release the drafts that were claimed ahead, if there are any.
     pub(super) fn release_at(&self, now: Instant) -> Option<Instant> {
-        // A worker that waits has been told, and is about to come.
-        let since = if self.idle > 0 { now } else { self.ahead_moved };
-        (!self.ahead.is_empty()).then(|| since + IDLE_CLAIM_LIMIT)
+        // A waiting worker has been notified, and is about to take one.
+        let since = if self.idle > 0 { now } else { self.claimed_ahead_changed };
+        (!self.claimed_ahead.is_empty()).then(|| since + IDLE_CLAIM_LIMIT)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A poisoned lock means that a processor panicked in another worker; the numbers behind it are
-/// whole, because none of ours panics while it changes them.
+/// A poisoned lock means that a processor panicked in another worker. The state behind it is valid,
+/// because no code of this crate panics while it changes the state.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

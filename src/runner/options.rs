@@ -12,15 +12,15 @@ use crate::outcome::MAX_DELAY;
 use crate::store::DraftStore;
 use crate::store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 
-/// Age in seconds after which a claim that has no owner is taken back.
+/// The age in seconds at which a claim without an owner is recovered.
 pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
 
 type Observer = Box<dyn Fn(&DraftRunSummary) + Send + Sync>;
 
 /// Runs processors over a store's drafts, with as many workers as there are processors.
 ///
-/// A runner registers itself with the store at its first claim and stays registered until it is
-/// dropped; while it lives, nobody takes its claims, however long its processors take.
+/// A runner registers with the store at its first claim and stays registered until it is dropped.
+/// While it lives, no other runner recovers its claims, however long its processors take.
 #[must_use = "a runner does nothing until it is run"]
 pub struct Runner {
     pub(super) store: DraftStore,
@@ -34,7 +34,7 @@ pub struct Runner {
     pub(super) cancellation: Cancellation,
     pub(super) observer: Option<Observer>,
     pub(super) registration: Mutex<Option<Arc<RunnerRegistration>>>,
-    /// No claim is made before this: a processor asked the runner to hold.
+    /// Nothing is claimed before this, because a processor asked the runner to hold.
     pub(super) hold_until: Mutex<Option<Instant>>,
 }
 
@@ -50,8 +50,7 @@ impl fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// A runner over this store; `processor` is the word for what it runs that others see in the
-    /// `runners` table.
+    /// A runner over this store. `processor` is the name of the processor in the `runners` table.
     pub fn new(store: &DraftStore, processor: &str) -> Self {
         Self {
             store: store.clone(),
@@ -69,19 +68,19 @@ impl Runner {
         }
     }
 
-    /// How old a claim without an owner must be to be taken back; 900 s if not given.
+    /// The age at which a claim without an owner is recovered; 900 s if not set.
     pub fn stale_after(self, stale_after: Duration) -> Self {
         Self { stale_after, ..self }
     }
 
-    /// How many errors and crashes a draft may have under this runner before it goes to `failed`;
-    /// 5 if not given, 0 for no limit.
+    /// How many errors and crashes a draft may have under this runner before it goes to `failed`; 5
+    /// if not set, 0 for no limit.
     pub fn max_errors(self, max_errors: u32) -> Self {
         Self { max_errors, ..self }
     }
 
-    /// Whether a draft that is deferred again and again without a delay waits longer each time
-    /// (30 s, doubling, to an hour at most). For a runner that runs again and again.
+    /// Whether a draft that is deferred repeatedly without a delay waits longer each time (30 s,
+    /// doubling, up to an hour). For a runner that runs repeatedly.
     pub fn backs_off(self, backs_off: bool) -> Self {
         Self { backs_off, ..self }
     }
@@ -91,25 +90,25 @@ impl Runner {
         Self { limit: Some(limit), ..self }
     }
 
-    /// Whether a processor's error ends the run; if not (the default), it is recorded and the
-    /// run goes on.
+    /// Whether a processor's error ends the run. If not (the default), the error is recorded and
+    /// the run continues.
     pub fn stop_at_error(self, stop_at_error: bool) -> Self {
         Self { stop_at_error, ..self }
     }
 
-    /// How many drafts the summary lists one by one; all by default, and then its memory grows
-    /// with the run.
+    /// How many drafts the summary lists; all by default, and then its memory grows with the run.
     pub fn most_items(self, most_items: usize) -> Self {
         Self { most_items, ..self }
     }
 
-    /// End early when this is asked for.
+    /// Let this end the run early.
     pub fn cancellation(self, cancellation: Cancellation) -> Self {
         Self { cancellation, ..self }
     }
 
-    /// Be told how far the run is: when it knows what is pending, and after each draft. Called
-    /// on threads of the run, one at a time; a slow observer slows it.
+    /// Call this with the progress of the run: when the number of pending drafts is known, and
+    /// after each draft. It is called on threads of the run, one at a time; a slow observer slows
+    /// the run.
     pub fn observer(self, observer: impl Fn(&DraftRunSummary) + Send + Sync + 'static) -> Self {
         Self { observer: Some(Box::new(observer)), ..self }
     }
@@ -126,9 +125,9 @@ impl Runner {
         Ok(new)
     }
 
-    /// Let the registration go. Claims that are left behind under it can be taken back then: as
-    /// long as it stands the runner counts as alive. The next claim makes another.
-    pub(super) fn forget_registration(&self) {
+    /// Drop the registration, so that claims that were left behind under it can be recovered: until
+    /// then the runner counts as alive. The next claim registers again.
+    pub(super) fn drop_registration(&self) {
         *lock(&self.registration) = None;
     }
 
@@ -138,7 +137,7 @@ impl Runner {
         }
     }
 
-    /// Until when a processor asked the runner to hold, if that is still to come.
+    /// Until when the runner holds, if it does.
     pub(super) fn held_until(&self) -> Option<Instant> {
         lock(&self.hold_until).filter(|until| *until > Instant::now())
     }

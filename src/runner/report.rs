@@ -12,7 +12,7 @@ use crate::store::exchange::Processed;
 use crate::store::finish::Stored;
 
 impl Dispatcher<'_> {
-    /// Report a draft that is durably where it belongs, or whose claim was lost.
+    /// Report a draft that was moved durably, or whose claim was lost.
     pub(super) fn report(&self, Processed { claim, result }: Processed, stored: Stored) {
         let id = claim.draft().id();
         match (stored, &result) {

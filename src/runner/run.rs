@@ -1,4 +1,4 @@
-//! One run: recover, read what is pending, and process it.
+//! One run: recover claims, read which drafts are pending, and process them.
 
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -16,19 +16,22 @@ use crate::store::DraftStore;
 use crate::store::snapshot::PendingSnapshot;
 
 impl Runner {
-    /// One run over what is pending now, with one worker per processor.
+    /// One run over the drafts that are pending now, with one worker per processor.
     ///
-    /// `now` is for the stale cutoff alone: what was claimed at or before `now - stale_after`,
-    /// but not before the epoch. All stamps come from the store's clock.
+    /// `now` is for the stale cutoff alone: claims without an owner that were made at or before
+    /// `now - stale_after`, but not before the epoch, are recovered. All stamps come from the
+    /// store's clock.
     ///
-    /// While a processor takes less than a few milliseconds, drafts are claimed some ahead, and
-    /// the moves of several drafts share a commit; none waits for others for longer than 5 ms, and
-    /// none is reported before it is durable. What a crash takes with it is processed again.
+    /// While a processor takes less than a few milliseconds, some drafts are claimed ahead, and the
+    /// moves of several drafts share a commit. No move waits for others for longer than 5 ms, and
+    /// none is reported before it is durable. After a crash, drafts whose move was not durable are
+    /// processed again.
     ///
     /// # Panics
     ///
-    /// If a processor or the observer does. The drafts in the other workers' hands are finished
-    /// first; the one that was in hand goes back at the next run, its panic counted as an error.
+    /// If a processor or the observer panics. The other workers finish their drafts first. The
+    /// panicking processor's draft stays in processing with the panic as its error, and is
+    /// recovered later.
     pub fn run<P: DraftProcessor + Send>(
         &self,
         processors: &mut [P],
@@ -59,7 +62,7 @@ impl Runner {
         self.conduct(now, 1, |dispatcher| Worker::new(dispatcher).work(processor))
     }
 
-    /// What is the same for every run: the span, recovery, the snapshot, and the end.
+    /// The parts of every run: the span, recovery, the snapshot, and the end.
     fn conduct(
         &self,
         now: SystemTime,
@@ -126,28 +129,30 @@ impl Runner {
     }
 }
 
-/// A panic in a run leaves claims behind, and its caller may catch it and keep the runner.
+/// Ends the registration after a panic: a panic leaves claims behind, and its caller may catch it
+/// and keep the runner.
 struct Abandoning<'r>(&'r Runner);
 
 impl Drop for Abandoning<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.forget_registration();
+            self.0.drop_registration();
         }
     }
 }
 
-/// Run a processor once over what is pending, on this thread.
+/// Run a processor once over the drafts that are pending, on this thread.
 ///
-/// Takes back what dead runs left (claimed at or before `now - stale_after`, or by a runner that
-/// is dead), looks at what is pending then, and claims, processes and moves those drafts one by
-/// one, first in, first out. What comes in later, and what this run deferred, is left for the
-/// next. Drafts that another runner takes first are counted as `claim_misses`.
+/// Recovers abandoned claims (of dead runners, and those without an owner that were made at or
+/// before `now - stale_after`), reads which drafts are pending then, and claims, processes and
+/// moves them one by one, in order of submission. Drafts that are submitted later, or that this run
+/// deferred, are left for the next run. Drafts that another runner claims first are counted as
+/// `claim_misses`.
 ///
 /// # Errors
 ///
-/// A processor's error ends the run with that error; the draft stays in `processing` with the
-/// error on record and is tried again once its claim is stale. Errors of the database end it too.
+/// A processor's error ends the run with that error; the draft stays in `processing` with the error
+/// stored, and is tried again once its claim is stale. Errors of the database end the run too.
 pub fn run_once<P: DraftProcessor>(
     store: &DraftStore,
     processor: &mut P,

@@ -1,10 +1,10 @@
-//! Waiting for work without asking all the time.
+//! Waiting for work.
 //!
-//! Four things wake a waiting runner. The **wakeup file**: whoever submits or requeues writes to it
-//! after the commit, and inotify reports that within some ten microseconds. The **end of a
-//! runner**: the kernel closes its lock file, which inotify reports as well. A **due time**, which
-//! is known beforehand. And **polling**, for writers that do not notify, such as a SQL shell: a
-//! cheap query for the end of the history, three times a second.
+//! Four things wake a waiting runner. The **wakeup file**: a process that submits or requeues
+//! writes to it after the commit, and inotify reports that within some ten microseconds. The **end
+//! of a runner**: the kernel closes its lock file, which inotify reports as well. A **due time**,
+//! which is known beforehand. And **polling**, for writers that do not notify, such as a SQL shell:
+//! a cheap query for the end of the history, three times a second.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -21,14 +21,14 @@ use crate::store::wakeup::WAKEUP_FILE;
 /// another file at the database's path.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
-/// How often to ask whether the other runners live.
+/// How often to test whether the other runners are alive.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(900);
 
-/// The longest delay before a waiting runner looks for work that it was notified of, if others
-/// have taken the work every time before.
+/// The longest delay between a notification and the query for new work, if other runners took the
+/// work each time before.
 const LONGEST_DELAY: Duration = Duration::from_millis(100);
 
-/// The kernel tells that a lock file was closed a moment before it frees the lock.
+/// The kernel reports that a lock file was closed a moment before it frees the lock.
 const LOCK_RELEASE: Duration = Duration::from_millis(2);
 
 /// Why a wait ended.
@@ -37,18 +37,18 @@ const LOCK_RELEASE: Duration = Duration::from_millis(2);
 pub enum Wake {
     /// There may be something to do.
     Work,
-    /// The deadline came.
+    /// The deadline has passed.
     Deadline,
-    /// An end was asked for.
+    /// The cancellation was requested.
     Cancelled,
-    /// The store's file is not at its path any more.
+    /// The store's file is no longer at its path.
     Replaced,
 }
 
 /// Waits for work on one store.
 ///
-/// It listens from the moment it is made, so that what comes in during a run ends the wait after
-/// it: make it before the first run, and call [`mark`](Self::mark) before each.
+/// It listens from its creation, so that a draft that is submitted during a run ends the wait after
+/// it: create it before the first run, and call [`mark`](Self::mark) before each run.
 #[derive(Debug)]
 pub struct Waiter {
     store: DraftStore,
@@ -62,8 +62,8 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Begin to listen. Where inotify is not to be had (its limits are per user), the net alone
-    /// catches what comes in.
+    /// Begin to listen. If inotify is not available (its limits are per user), polling alone finds
+    /// new work.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Waiter {
         Ok(waiter)
     }
 
-    /// What happened up to now is known; to be called before each run.
+    /// Ignore everything that happened up to now. Call it before each run.
     ///
     /// # Errors
     ///
@@ -88,14 +88,14 @@ impl Waiter {
         if self.inotify.is_none() {
             self.inotify = self.store.listen()?;
         }
-        // Nothing is newer than the end of time.
+        // No event is newer than the largest number.
         self.mark = self.store.new_work(i64::MAX)?.last_event;
         Ok(())
     }
 
-    /// Say whether the run after a wait found work. Where many runners wait, all are notified of
-    /// each draft and one gets it; those that did not get the last ones look a little later than
-    /// those that did, at another moment each, and one look answers several notifications.
+    /// Report whether the run after a wait found work. If many runners wait, each draft notifies
+    /// all of them and one gets it. Those that found none react a little later the next time, each
+    /// with its own jitter, so that one query answers several notifications.
     pub fn found_work(&mut self, found: bool) {
         if found {
             self.misses = 0;
@@ -104,7 +104,7 @@ impl Waiter {
         }
     }
 
-    /// Wait until there may be work, until the deadline, or until an end is asked for.
+    /// Wait until there may be work, until the deadline, or until the cancellation is requested.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Waiter {
         deadline: Instant,
         cancellation: &Cancellation,
     ) -> Result<Wake, LibrarianError> {
-        let mut next_look = Instant::now();
+        let mut next_poll = Instant::now();
         let mut due = None;
         self.notified = false;
         loop {
@@ -129,8 +129,8 @@ impl Waiter {
             if due.is_some_and(|due| now >= due) {
                 return Ok(Wake::Work);
             }
-            if now >= next_look {
-                next_look = now + POLL_INTERVAL;
+            if now >= next_poll {
+                next_poll = now + POLL_INTERVAL;
                 if !self.store.is_current() {
                     return Ok(Wake::Replaced);
                 }
@@ -153,12 +153,12 @@ impl Waiter {
                     return Ok(Wake::Work);
                 }
             }
-            let until = [Some(deadline), due, Some(next_look), Some(self.next_liveness)];
+            let until = [Some(deadline), due, Some(next_poll), Some(self.next_liveness)];
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
             match self.wait_for_event(until) {
                 Event::Notified => {
-                    self.let_others_go_first();
-                    next_look = Instant::now();
+                    self.delay_after_misses();
+                    next_poll = Instant::now();
                     self.notified = true;
                 }
                 Event::RunnerEnded => self.next_liveness = Instant::now() + LOCK_RELEASE,
@@ -167,22 +167,22 @@ impl Waiter {
         }
     }
 
-    fn let_others_go_first(&self) {
-        // The first misses may be of work that came in during this runner's own run.
+    fn delay_after_misses(&self) {
+        // The first misses may be due to work of this runner's own run.
         if let Some(doublings) = self.misses.checked_sub(3) {
             let longest = Duration::from_micros(500 << doublings.min(12)).min(LONGEST_DELAY);
             std::thread::sleep(longest.mul_f32(fastrand::f32()));
         }
     }
 
-    /// Wait until then, or until inotify reports something.
+    /// Wait until `until`, or until inotify reports an event.
     fn wait_for_event(&mut self, until: Instant) -> Event {
         let left = until.saturating_duration_since(Instant::now());
         let Some(inotify) = &mut self.inotify else {
             std::thread::sleep(left);
             return Event::None;
         };
-        // An interruption or an odd timeout ends the wait early: the loop looks round and goes on.
+        // An interruption ends the wait early; the caller's loop continues.
         let timeout = Timespec::try_from(left).ok();
         let _ = poll(&mut [PollFd::new(&*inotify, PollFlags::IN)], timeout.as_ref());
         let mut event_seen = Event::None;
@@ -198,7 +198,7 @@ impl Waiter {
             };
             for event in events {
                 if event.mask.contains(EventMask::IGNORED) {
-                    // The directory was deleted. Listen to the new one, and look.
+                    // The directory was deleted. Listen to the new one, and query for work.
                     self.inotify = self.store.listen().unwrap_or_default();
                     return Event::Notified;
                 }
@@ -210,13 +210,13 @@ impl Waiter {
     }
 }
 
-/// What inotify reported.
+/// The event that inotify reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     None,
     /// A runner's lock file was closed.
     RunnerEnded,
-    /// Somebody wrote to the wakeup file.
+    /// A process wrote to the wakeup file.
     Notified,
 }
 

@@ -1,4 +1,4 @@
-//! Run after run over what comes in, also when the database is replaced meanwhile.
+//! Run after run, also when the database is replaced meanwhile.
 
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,38 +11,38 @@ use crate::error::LibrarianError;
 use crate::processor::DraftProcessor;
 use crate::store::DraftStore;
 
-/// How long a watch waits after an iteration that failed, for the first time in a row.
+/// The pause of a watch after its first failed iteration.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often a watch whose database is gone looks for another.
+/// How often a watch whose database was removed tries to open another.
 const REOPEN_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A longer interval is as good as none, and could be past the end of the clock.
+/// A longer interval could be beyond the range of the clock.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// What a watch tells of.
+/// An event of a watch.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum WatchEvent<'a> {
-    /// An iteration ended. If something cut it short, the watch goes on all the same.
+    /// An iteration ended. If an error ended it early, the watch continues.
     Ran {
-        /// What it did.
+        /// What the iteration did.
         report: RunReport,
         /// How long it took.
         took: Duration,
     },
-    /// Something else failed, and the watch goes on.
+    /// Another operation failed. The watch continues.
     Failed(LibrarianError),
-    /// The database was removed, or another was put in its place. The watch has closed the file
-    /// that it had open, and waits until there is one that it can open. It makes none.
+    /// The database was removed or replaced. The watch has closed the file that it had open, and
+    /// waits until it can open one. It creates none.
     Replaced {
         /// The database.
         path: &'a Path,
     },
-    /// After that, there is a file that cannot be opened. The watch goes on trying; the same thing
-    /// is told once.
+    /// After that, the file at the path cannot be opened. The watch continues to try; the same
+    /// error is reported once.
     CannotReopen(LibrarianError),
-    /// After that, the file that is at the path by now was opened.
+    /// After that, the file at the path was opened.
     Reopened {
         /// The database.
         path: &'a Path,
@@ -50,25 +50,25 @@ pub enum WatchEvent<'a> {
 }
 
 impl Runner {
-    /// Run over what is pending, and again whenever something comes in or becomes due, until the
-    /// cancellation is asked for, for at most so many iterations.
+    /// Run over the pending drafts, and again whenever a draft is submitted or becomes due, until
+    /// the cancellation is requested, for at most `iterations` iterations.
     ///
-    /// A draft that is deferred again and again without a delay waits longer each time: 30 s, then
-    /// twice as long each time, up to an hour.
+    /// A draft that is deferred repeatedly without a delay waits longer each time: 30 s, then twice
+    /// as long each time, up to an hour.
     ///
-    /// What comes in is noticed at once; beyond that, each `poll_interval` is the beginning of a
-    /// new iteration. After an iteration that failed it pauses for a second, then two, and so on
-    /// up to the `poll_interval`.
+    /// New drafts begin an iteration at once; otherwise one begins at each `poll_interval`. After a
+    /// failed iteration the watch pauses for a second, then two, and so on up to the
+    /// `poll_interval`.
     ///
-    /// That the database was removed or replaced is noticed within a second while it waits, and at
-    /// the next claim or decision otherwise; the decision that could not be stored is lost with the
-    /// file. For that the runner is consumed: another clone of its store would keep the old file
-    /// open, and nobody can write to the new one before that is dropped.
+    /// A waiting watch notices within a second that the database was removed or replaced, and a
+    /// working one at the next claim or decision. A decision that could not be stored is lost with
+    /// the file. The watch consumes the runner, because another clone of its store would keep the
+    /// old file open, and no process can write to the new one before that clone is dropped.
     ///
     /// # Errors
     ///
-    /// What `on_event` returns, which ends the watch; [`LibrarianError::Busy`] and
-    /// [`LibrarianError::Database`] if it cannot begin.
+    /// The error that `on_event` returns, which ends the watch; [`LibrarianError::Busy`] and
+    /// [`LibrarianError::Database`] if the watch cannot begin.
     ///
     /// # Panics
     ///
@@ -90,7 +90,7 @@ impl Runner {
             if !self.store.is_current() {
                 let path = self.store.path().to_owned();
                 let open = self.store.opener();
-                self.forget_registration();
+                self.drop_registration();
                 drop((waiter, self.store));
                 on_event(WatchEvent::Replaced { path: &path })?;
                 let Some(store) = open_next(open, &cancellation, &mut on_event)? else {
@@ -114,7 +114,7 @@ impl Runner {
                 continue;
             }
             if failed {
-                // There is work, or the run would not have failed; it will be noticed at once.
+                // The pending work would end the wait at once, so pause first.
                 pause = pause.min(poll_interval);
                 if cancellation.wait_until(Instant::now() + pause) {
                     return Ok(());
@@ -138,22 +138,22 @@ impl Runner {
     }
 }
 
-/// Wait for a database that can be opened. `None` if an end was asked for before.
+/// Wait for a database that can be opened. `None` if the cancellation is requested first.
 fn open_next<E>(
     open: impl Fn() -> Result<DraftStore, LibrarianError>,
     cancellation: &Cancellation,
     on_event: &mut impl FnMut(WatchEvent<'_>) -> Result<(), E>,
 ) -> Result<Option<DraftStore>, E> {
-    let mut told = String::new();
+    let mut last_message = String::new();
     loop {
         match open() {
             Ok(store) => return Ok(Some(store)),
-            Err(LibrarianError::NoDatabase { .. }) => told.clear(),
+            Err(LibrarianError::NoDatabase { .. }) => last_message.clear(),
             Err(error) => {
                 let message = error.to_string();
-                if message != told {
+                if message != last_message {
                     on_event(WatchEvent::CannotReopen(error))?;
-                    told = message;
+                    last_message = message;
                 }
             }
         }

@@ -15,15 +15,15 @@ use crate::store::exchange::Processed;
 /// The pause after the first try that the machine did not let work.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a run goes on trying while the machine lets no processor work; then it ends.
-const MACHINE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a run continues although the machine lets no processor work. Then it ends.
+const MACHINE_FAULT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest pause between two such tries.
-const MAX_MACHINE_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 impl Dispatcher<'_> {
-    /// Ask the processor. While the machine does not let it work (no process, no memory, …), try
-    /// again after a pause: the draft is not to blame, and stays in this worker's hands.
+    /// Call the processor. While the machine does not let it work (no process, no memory, …), try
+    /// again after a pause: the draft is not to blame, and this worker keeps it.
     fn process<P: DraftProcessor + ?Sized>(
         &self,
         processor: &mut P,
@@ -41,7 +41,7 @@ impl Dispatcher<'_> {
                     if self.runner.cancellation.wait_until(Instant::now() + pause + jitter) {
                         return Err(error);
                     }
-                    pause = (pause * 2).min(MAX_MACHINE_PAUSE);
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
                 result => {
                     lock(&self.state).last_result = Instant::now();
@@ -51,8 +51,8 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Whether to try again although the machine lets no processor work: for as long as another
-    /// worker comes to results, and for some seconds more.
+    /// Whether to try again although the machine lets no processor work: yes, as long as another
+    /// worker gets results, and for some seconds more.
     fn may_try_again(&self, begun: Instant, error: &LibrarianError) -> bool {
         let mut state = lock(&self.state);
         if !state.machine_fault_logged {
@@ -63,31 +63,32 @@ impl Dispatcher<'_> {
                 "the machine does not let a processor work; the run waits for it: {error}"
             );
         }
-        !state.stopped && state.last_result.max(begun).elapsed() < MACHINE_PATIENCE
+        !state.stopped && state.last_result.max(begun).elapsed() < MACHINE_FAULT_LIMIT
     }
 }
 
-/// A worker's place in the run. It ends also when the processor panics, or when the worker's
-/// thread was never started.
+/// A worker of the run. It is dropped also when the processor panics, or when the worker's thread
+/// was never started.
 pub(super) struct Worker<'d, 'r>(&'d Dispatcher<'r>);
 
 impl<'d, 'r> Worker<'d, 'r> {
-    /// One worker. The caller creates as many as it told the dispatcher: the writer thread waits
+    /// One worker. The caller creates as many as it last_message the dispatcher: the writer thread waits
     /// until all have ended.
     pub(super) fn new(dispatcher: &'d Dispatcher<'r>) -> Self {
         Self(dispatcher)
     }
 
-    /// Take a claim, ask the processor, hand in the result, until nothing is left.
+    /// Take a claim, call the processor, submit the result, until no claim is left.
     pub(super) fn work<P: DraftProcessor + ?Sized>(self, processor: &mut P) {
         let Self(dispatcher) = &self;
         while let Some(claim) = dispatcher.take_claim() {
-            let mut in_hand = InHand { dispatcher, begun: Instant::now(), claim: Some(claim) };
-            let result = match &in_hand.claim {
+            let mut processing =
+                Processing { dispatcher, begun: Instant::now(), claim: Some(claim) };
+            let result = match &processing.claim {
                 Some(claim) => dispatcher.process(processor, claim.draft()),
                 None => continue,
             };
-            in_hand.submit_result(result);
+            processing.submit_result(result);
         }
     }
 }
@@ -97,20 +98,20 @@ impl Drop for Worker<'_, '_> {
         let Self(dispatcher) = self;
         let mut state = lock(&dispatcher.state);
         state.workers -= 1;
-        // The others finish what they have in hand; the panic is not to wait for the whole queue.
+        // The other workers finish their drafts and then end, so that the panic is raised soon.
         state.stopped |= thread::panicking();
         dispatcher.writer_needed.notify_one();
     }
 }
 
-/// The draft that a worker processes. If the processor panics, that is the draft's error.
-struct InHand<'w, 'r> {
+/// The draft that a worker is processing. If the processor panics, that is the draft's error.
+struct Processing<'w, 'r> {
     dispatcher: &'w Dispatcher<'r>,
     begun: Instant,
     claim: Option<Box<Claim>>,
 }
 
-impl InHand<'_, '_> {
+impl Processing<'_, '_> {
     fn submit_result(&mut self, result: Result<Outcome, LibrarianError>) {
         if let Some(claim) = self.claim.take() {
             self.dispatcher.submit_result(Processed { claim, result }, self.begun.elapsed());
@@ -118,7 +119,7 @@ impl InHand<'_, '_> {
     }
 }
 
-impl Drop for InHand<'_, '_> {
+impl Drop for Processing<'_, '_> {
     fn drop(&mut self) {
         self.submit_result(Err(ProcessorError::new("panic", "the processor panicked").into()));
     }

@@ -11,18 +11,18 @@ use crate::error::{ErrorKind, LibrarianError};
 use crate::store::claimed::{Claim, Claimed};
 use crate::store::exchange::Exchanged;
 
-/// How often a claim is tried while the database is busy; each try waits as long as the store
-/// does.
+/// How often a claim is tried while the database is busy. Each try waits for the store's busy
+/// time-out.
 const CLAIM_TRIES: u32 = 12;
 
-/// How long a run that was asked to end goes on trying to store its results.
-const LAST_TRIES: Duration = Duration::from_secs(60);
+/// How long a cancelled run tries to store its results.
+const CANCELLED_TRIES_LIMIT: Duration = Duration::from_secs(60);
 
-/// The pause after the first try that failed, and the longest one.
+/// The pause after the first failed try, and the longest pause.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
-/// How long a result waits for others to share its commit. The promise is 5 ms, and the writer
-/// thread may wake late.
+/// How long a result waits for others to share its commit. 5 ms are promised, and the writer thread
+/// may wake late.
 const COMMIT_DELAY: Duration = Duration::from_millis(4);
 
 impl Dispatcher<'_> {
@@ -35,10 +35,10 @@ impl Dispatcher<'_> {
             let over = state.workers == 0;
             let ending = over || state.stopped || self.runner.cancellation.is_cancelled();
             let holding = self.runner.held_until().is_some();
-            let awaited = state.idle > 0 && state.ahead.is_empty();
+            let awaited = state.idle > 0 && state.claimed_ahead.is_empty();
             let may_claim = !ending && !holding && !state.is_done();
             let claims =
-                awaited && may_claim && (state.in_hand == 0 || !state.waits_for_empty_hands());
+                awaited && may_claim && (state.processing == 0 || !state.waits_until_idle());
             let commit_at = state.processed_since.map(|since| since + COMMIT_DELAY);
             let stores = !state.processed.is_empty()
                 && (awaited
@@ -46,10 +46,10 @@ impl Dispatcher<'_> {
                     || state.processed.len() >= MAX_BATCH
                     || commit_at.is_some_and(|at| now >= at));
             let release_at = state.release_at(now);
-            let releases = !state.ahead.is_empty()
+            let releases = !state.claimed_ahead.is_empty()
                 && (ending || holding || release_at.is_some_and(|at| now >= at));
             if awaited && !may_claim {
-                // Nothing will arrive; the workers check why.
+                // No claim will arrive; the workers check why.
                 self.claims_arrived.notify_all();
             }
             if claims || stores || releases {
@@ -74,8 +74,8 @@ impl Dispatcher<'_> {
         state.processed_since = None;
         let mut released: Vec<Box<Claim>> = Vec::new();
         if releases {
-            released.extend(state.ahead.drain(..));
-            // Before the exchange: a worker that comes meanwhile must not find the run done.
+            released.extend(state.claimed_ahead.drain(..));
+            // Before the exchange, so that a worker that asks meanwhile does not find the run done.
             state.left = state.left.saturating_add(released.len());
             state.snapshot.rewind(&released);
             state.batch_size.reset(IDLE_CLAIM_LIMIT);
@@ -85,7 +85,7 @@ impl Dispatcher<'_> {
         } else {
             0
         };
-        let holds_nothing = state.in_hand == 0;
+        let holds_nothing = state.processing == 0;
         if holds_nothing {
             state.holds_suspect = false;
         }
@@ -117,10 +117,10 @@ impl Dispatcher<'_> {
             state.left -= claims.found.len().min(state.left);
             state.next = claims.next;
             state.holds_suspect = claims.found_suspect;
-            state.ahead_moved = Instant::now();
+            state.claimed_ahead_changed = Instant::now();
             for (_, claimed) in claims.found {
                 match claimed {
-                    Claimed::Draft(claim) => state.ahead.push_back(claim),
+                    Claimed::Draft(claim) => state.claimed_ahead.push_back(claim),
                     Claimed::Unreadable { id, state } => self.report_damaged(id, state),
                 }
             }
@@ -129,8 +129,9 @@ impl Dispatcher<'_> {
         state
     }
 
-    /// Try until the store has taken it. Results are kept for as long as this runner lives: behind
-    /// one may be an hour of a model's work. What only claims is given up before long.
+    /// Try until the store has accepted it. Results are kept for as long as this runner lives,
+    /// because an hour of a model's work may be behind one. An exchange that only claims is given
+    /// up sooner.
     fn try_until_stored<T>(
         &self,
         holds_results: bool,
@@ -142,7 +143,7 @@ impl Dispatcher<'_> {
         loop {
             let error = match attempt() {
                 Err(LibrarianError::RunnerEnded { .. }) => {
-                    self.runner.forget_registration();
+                    self.runner.drop_registration();
                     continue;
                 }
                 Err(error) => error,
@@ -157,7 +158,7 @@ impl Dispatcher<'_> {
             }
             if self.runner.cancellation.is_cancelled() {
                 let since = *cancelled_at.get_or_insert_with(Instant::now);
-                if since.elapsed() >= LAST_TRIES {
+                if since.elapsed() >= CANCELLED_TRIES_LIMIT {
                     return Err(error);
                 }
             }
@@ -167,26 +168,26 @@ impl Dispatcher<'_> {
                     "results could not be stored yet; they are kept and tried again: {error}"
                 );
             }
-            // Not on the cancellation: the results are to be stored all the same.
+            // Not on the cancellation, because the results must be stored all the same.
             thread::sleep(pause);
             pause = (pause * 2).min(longest);
         }
     }
 
-    /// The store failed: the run ends, and what it has claimed is left to be recovered.
+    /// End the run because the store failed. Its claims are left to be recovered.
     fn fail(&self, error: LibrarianError) -> MutexGuard<'_, State> {
         self.stopped_by(error);
         let mut state = lock(&self.state);
         state.stopped = true;
         state.abandoned = true;
-        state.ahead.clear();
+        state.claimed_ahead.clear();
         self.claims_arrived.notify_all();
         state
     }
 }
 
-/// The end of the writer thread. If it is by a panic (of an observer or a log's subscriber), the
-/// workers must not wait for it.
+/// The end of the writer thread. If it panicked (in an observer or a log subscriber), the workers
+/// must not wait for it.
 struct WriterEnding<'d, 'r>(&'d Dispatcher<'r>);
 
 impl Drop for WriterEnding<'_, '_> {

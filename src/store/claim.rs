@@ -14,20 +14,20 @@ use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// Most bytes of text that are claimed together, if it is more than one draft.
+/// The most bytes of text that are claimed together, if there is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 impl DraftStore {
-    /// Claim the next draft of the snapshot that nobody else has claimed, or `None` when it is
-    /// used up. When this returns a draft, the claim survives a crash: the draft goes back to
-    /// pending once the runner is dead.
+    /// Claim the next draft of the snapshot that no other runner has claimed; `None` when the
+    /// snapshot is used up. A claim survives a crash: the draft returns to pending once the runner
+    /// is dead.
     ///
-    /// A draft that was in the hands of a runner that died is claimed here like any other. If
+    /// A draft whose last runner died while it held that draft is claimed here like any other. If
     /// this runner holds other drafts as well and dies, none of them is blamed.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::RunnerEnded`] if the registration is over, [`LibrarianError::Busy`] and
+    /// [`LibrarianError::RunnerEnded`] if the registration has ended, [`LibrarianError::Busy`] and
     /// [`LibrarianError::Database`]; nothing is claimed then.
     pub fn claim_next(
         &self,
@@ -48,9 +48,9 @@ impl DraftStore {
 
 /// Claim up to `want` drafts of the snapshot.
 ///
-/// Fewer are claimed where a text has several MiB, and before and after a suspect: a draft that
-/// was in the hands of a runner that died is claimed only while this runner holds nothing else
-/// (`holds_nothing`). If it brings this runner down as well, it is clear which draft did.
+/// Fewer are claimed if a text has several MiB, and before and after a suspect: a draft whose
+/// runner died is claimed only while this runner holds nothing else (`holds_nothing`). If this
+/// runner dies as well, it is clear which draft is to blame.
 pub(super) fn claim(
     connection: &Connection,
     runner: i64,
@@ -70,8 +70,8 @@ pub(super) fn claim(
     let (Some(first), Some(last)) = (ready.first(), ready.last()) else {
         return Ok(NewClaims { next, ..NewClaims::default() });
     };
-    // One UPDATE over the part of the index that was just read. It holds only what can be
-    // claimed, in the order of claims; naming it keeps the planner from a scan of the table.
+    // One UPDATE over the part of the index that was just read, which holds only claimable drafts,
+    // in order. INDEXED BY keeps the planner from scanning the table.
     let claim = |first: i64, last: i64| -> Result<Vec<(i64, [u8; 16])>, rusqlite::Error> {
         let mut statement = connection.prepare_cached(
             "UPDATE drafts INDEXED BY drafts_ready SET state = 'processing', claimed_at = :now, \
@@ -95,7 +95,7 @@ pub(super) fn claim(
         tokens.collect()
     };
     let mut tokens = match claim(first.seq, last.seq) {
-        // One of the rows cannot be changed: claim them one by one, and pass it over.
+        // One of the rows cannot be changed: claim them one by one, without it.
         Err(error) if is_row_fault(&error) => {
             let mut tokens = Vec::with_capacity(ready.len());
             for draft in &ready {
@@ -109,7 +109,7 @@ pub(super) fn claim(
         }
         tokens => tokens?,
     };
-    // SQLite promises no order for what an UPDATE returns.
+    // SQLite promises no order for the rows that an UPDATE returns.
     tokens.sort_unstable_by_key(|(seq, _)| *seq);
     let mut tokens = tokens.into_iter().peekable();
     let mut found = Vec::with_capacity(ready.len());
@@ -142,7 +142,8 @@ struct Ready {
     draft: Result<Draft, DraftDamage>,
 }
 
-/// The next drafts of the snapshot that are to be claimed together.
+/// The next drafts of the snapshot to claim together, whether they are one suspect, and what
+/// follows.
 fn next_ready(
     connection: &Connection,
     snapshot: &PendingSnapshot,
@@ -175,7 +176,7 @@ fn next_ready(
         }
         ready.push(Ready {
             seq: row.get("seq")?,
-            // All zeros where the row has no id that can be read.
+            // All zeros if the id cannot be read.
             id: get(row, "id").unwrap_or(DraftId::NONE),
             claims: row.get("claims").unwrap_or_default(),
             errors: row.get("errors").unwrap_or_default(),

@@ -1,9 +1,9 @@
-//! A claim, and what a claim found.
+//! The types of a claim.
 //!
-//! A claim carries a token that no other claim ever had, and every move out of `processing` by
-//! its holder is guarded by it: the fencing token of distributed locks (Kleppmann, 2016), kept
-//! where the resource is. [`Claim`] owns the token and is consumed by the move, so it cannot be
-//! finished twice; a holder that lost its claim is told so and changes nothing.
+//! A claim carries a token that no other claim ever had, and every move out of `processing` by its
+//! holder is guarded by it: the fencing token of distributed locks (Kleppmann, 2016), kept where
+//! the resource is. [`Claim`] owns the token and is consumed by the move, so it cannot be finished
+//! twice. A holder that lost its claim gets an error and changes nothing.
 
 use std::fmt;
 
@@ -29,20 +29,20 @@ impl Claim {
         &self.draft
     }
 
-    /// How often the draft has been claimed, this time included.
+    /// How often the draft has been claimed, including this time.
     #[must_use]
     pub fn claims(&self) -> u64 {
         self.claims
     }
 
-    /// How many errors and crashes it had before.
+    /// How many errors and crashes the draft had before.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors
     }
 }
 
-/// What it takes to move a claimed draft on.
+/// The values that a move of a claimed draft needs.
 pub(crate) struct ClaimKey {
     pub seq: i64,
     pub id: DraftId,
@@ -63,8 +63,9 @@ impl fmt::Debug for ClaimKey {
 pub enum Claimed {
     /// A draft to process.
     Draft(Box<Claim>),
-    /// A draft that is not what was submitted: its row or text was altered or damaged from outside
-    /// ([`LibrarianError::DamagedDraft`]). It is not processed; the snapshot continues after it.
+    /// A damaged draft ([`LibrarianError::DamagedDraft`](crate::LibrarianError::DamagedDraft)): its
+    /// row or text was altered after it was submitted. It is not processed; the snapshot continues
+    /// after it.
     Unreadable {
         /// The draft.
         id: DraftId,
@@ -81,11 +82,11 @@ pub(crate) struct NewClaims {
     pub found: Vec<(i64, Claimed)>,
     /// Whether they are one suspect.
     pub found_suspect: bool,
-    /// What follows them.
+    /// What follows these drafts.
     pub next: Next,
 }
 
-/// What a claim would find next.
+/// What the next claim would find.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Perhaps more drafts.

@@ -14,7 +14,7 @@ use crate::json::JsonText;
 use crate::metadata::{DraftMetadata, DraftSourceSurface};
 use crate::state::{DraftProcessingDecision, DraftState};
 
-/// The columns that make up a [`Draft`]; `drafts` is the table's name or alias in the statement.
+/// The columns of a [`Draft`]; `drafts` is the table's name or alias in the statement.
 macro_rules! draft_columns {
     () => {
         "drafts.seq AS seq, drafts.id AS id, drafts.submitted_at AS submitted_at, \
@@ -94,7 +94,7 @@ impl<'a, 'r> Columns<'a, 'r> {
         }
     }
 
-    /// A value that is never NULL; if it cannot be read, `None`.
+    /// A value of a column that is never NULL; `None` if it cannot be read.
     pub(super) fn value<T: Column>(&mut self, column: &'static str) -> Option<T> {
         let value = get(self.row, column).ok();
         if value.is_none() {
@@ -108,7 +108,7 @@ impl<'a, 'r> Columns<'a, 'r> {
         self.value(column).unwrap_or_default()
     }
 
-    /// Text; bytes that are no UTF-8 are replaced by U+FFFD.
+    /// Text; bytes that are not UTF-8 are replaced by U+FFFD.
     pub(super) fn text(&mut self, column: &'static str) -> Option<String> {
         self.text_start(column, usize::MAX)
     }
@@ -168,7 +168,7 @@ impl<'a, 'r> Columns<'a, 'r> {
 ///
 /// # Errors
 ///
-/// What is wrong with the draft, if it is not what was submitted.
+/// The damage, if the draft is not as it was submitted.
 pub(super) fn draft_of(row: &Row<'_>) -> Result<Draft, DraftDamage> {
     let (draft, unreadable) = verified_draft_of(row)?;
     match unreadable.first() {
@@ -177,8 +177,8 @@ pub(super) fn draft_of(row: &Row<'_>) -> Result<Draft, DraftDamage> {
     }
 }
 
-/// As [`draft_of`], but tags and time, which are no part of the id, may be unreadable: then they
-/// are empty and 0, and named.
+/// As [`draft_of`], but tags and time, which are not part of the id, may be unreadable: then they
+/// are empty and 0, and their columns are returned.
 pub(super) fn verified_draft_of(row: &Row<'_>) -> Result<(Draft, Vec<&'static str>), DraftDamage> {
     let mut columns = Columns::of(row);
     let unreadable = |column| DraftDamage::Unreadable { column };
@@ -208,7 +208,7 @@ pub(super) fn verified_draft_of(row: &Row<'_>) -> Result<(Draft, Vec<&'static st
     Ok((Draft::stored(id, raw_text, metadata)?, columns.into_unreadable()))
 }
 
-/// A text that may have been damaged from outside; what is not UTF-8 in it is replaced.
+/// A text that may be damaged. Bytes that are not UTF-8 are replaced.
 pub(super) fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite::Error> {
     Ok(match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => {

@@ -22,9 +22,9 @@ use crate::state::DraftState;
 /// When a call that changes something returns `Ok`, the change survives power loss (WAL with
 /// `synchronous=FULL`). When it returns an error, nothing of it was changed.
 ///
-/// A store keeps the file open that was at its path. When that file is removed, or another is put
-/// in its place, whatever would write fails with [`LibrarianError::FileReplaced`], and the store
-/// must be dropped and opened again: until then, no other process writes to the new file.
+/// A store keeps the file open that was at its path. When that file is removed or replaced, calls
+/// that write fail with [`LibrarianError::FileReplaced`], and the store must be dropped and opened
+/// again: until then, no other process writes to the new file.
 #[derive(Debug, Clone)]
 pub struct DraftStore {
     pub(super) inner: Arc<Inner>,
@@ -54,36 +54,36 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// The clock for every stamp; the system's if not given.
+    /// The clock for every stamp; the system's if not set.
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }
 
-    /// The longest text that is taken in, in bytes of UTF-8; 8 MiB if not given.
+    /// The longest text that is accepted, in bytes of UTF-8; 8 MiB if not set.
     pub fn max_text_bytes(self, max_text_bytes: usize) -> Self {
         Self { max_text_bytes, ..self }
     }
 
-    /// How long a call waits for other writers before it fails as busy; 5 s if not given. The time
-    /// counts from the last sign that another has written, so that a call is not given up behind a
-    /// crowd that is served one after the other; but no call waits for longer than twelve times
-    /// this. With zero, a call fails at once if another has the lock.
+    /// How long a call waits for other writers before it fails as busy; 5 s if not set. The time
+    /// counts from the last sign that another writer made progress, so that a call is not given up
+    /// while a long queue is served; but no call waits for longer than twelve times this. With
+    /// zero, a call fails at once if another process has the lock.
     pub fn busy_timeout(self, busy_timeout: Duration) -> Self {
         Self { busy_timeout, ..self }
     }
 
-    /// How many threads of this process can use the store at the same moment; 4 if not given, and
+    /// How many threads of this process can use the store at the same moment; 4 if not set, and
     /// never less than 2. Connections are opened as they are needed.
     pub fn connections(self, connections: u32) -> Self {
         Self { connections, ..self }
     }
 
-    /// Whether file and directories are made if they are not there; they are if not given.
+    /// Whether file and directories are created if they do not exist; they are if not set.
     pub fn create(self, create: bool) -> Self {
         Self { create, ..self }
     }
 
-    /// Whether the store is only to be read; see [`DraftStore::open_read_only`].
+    /// Whether the store is opened read-only; see [`DraftStore::open_read_only`].
     pub fn read_only(self, read_only: bool) -> Self {
         Self { read_only, ..self }
     }
@@ -93,7 +93,7 @@ impl StoreOptions {
     /// # Errors
     ///
     /// As [`DraftStore::open`] or [`DraftStore::open_read_only`]; and
-    /// [`LibrarianError::NoDatabase`] if there is no file and none is to be made.
+    /// [`LibrarianError::NoDatabase`] if there is no file and none is created.
     pub fn open(self, path: impl AsRef<Path>) -> Result<DraftStore, LibrarianError> {
         let access = match (self.read_only, self.create) {
             (true, _) => Access::Read,
@@ -114,22 +114,23 @@ impl StoreOptions {
 }
 
 impl DraftStore {
-    /// Open the store at `path`. File and directories are made if they are not there, readable
-    /// by their owner alone (0600, 0700); an older schema is brought up to date. Any number of
+    /// Open the store at `path`. File and directories are created if they do not exist, readable by
+    /// their owner alone (0600, 0700); an older schema is brought up to date. Any number of
     /// processes may open a new path at once.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::CannotCreate`] if file or directory cannot be made;
+    /// [`LibrarianError::CannotCreate`] if file or directory cannot be created;
     /// [`LibrarianError::ForeignDatabase`] if the file belongs to another program or a newer
     /// draftq, and [`LibrarianError::DamagedDatabase`] if it is damaged: both leave it unchanged;
-    /// [`LibrarianError::ReplacedFileInUse`] as long as a process has a file open that was at this
-    /// path before; [`LibrarianError::Busy`], [`LibrarianError::Database`] and [`LibrarianError::Io`] as usual.
+    /// [`LibrarianError::ReplacedFileInUse`] as long as a process has the previous file at this
+    /// path open; [`LibrarianError::Busy`], [`LibrarianError::Database`] and
+    /// [`LibrarianError::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, LibrarianError> {
         Self::options().open(path)
     }
 
-    /// Options to open a store with.
+    /// Options for opening a store.
     pub fn options() -> StoreOptions {
         StoreOptions {
             clock: Clock::system(),
@@ -141,16 +142,16 @@ impl DraftStore {
         }
     }
 
-    /// Open the store at `path` to read: to list, load, inspect and count. Nothing is made,
+    /// Open the store at `path` read-only: to list, load, inspect and count. Nothing is created,
     /// changed or left behind, so it works on a read-only file, directory and file system, also
     /// beside runners that write.
     ///
-    /// Every call sees what was committed before it. What would write fails with
-    /// [`LibrarianError::ReadOnlyStore`]. Threads read one after the other. A file that was
-    /// replaced is opened anew by the next call.
+    /// Every call sees everything that was committed before it. Calls that write fail with
+    /// [`LibrarianError::ReadOnlyStore`]. Threads read one after the other. If the file was
+    /// replaced, the next call opens the new one.
     ///
-    /// What is in a -wal that no process has open can be read only where SQLite finds its -shm or
-    /// can make one.
+    /// The content of a -wal that no process has open can be read only if SQLite finds its -shm or
+    /// can create one.
     ///
     /// # Errors
     ///
@@ -163,7 +164,7 @@ impl DraftStore {
         Self::options().read_only(true).open(path)
     }
 
-    /// Open the file that is at the path now, with the same options, but make none.
+    /// Open the file that is at the path now, with the same options, but create none.
     ///
     /// # Errors
     ///
@@ -174,8 +175,8 @@ impl DraftStore {
     }
 
     /// Whether the file at the path is still the one that this store has open. If not, it was
-    /// removed, or another was put in its place, and whatever would write fails with
-    /// [`LibrarianError::FileReplaced`]. Costs a microsecond.
+    /// removed or replaced, and calls that write fail with [`LibrarianError::FileReplaced`]. Costs
+    /// a microsecond.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.database().is_current()
@@ -187,14 +188,14 @@ impl DraftStore {
         self.database().path()
     }
 
-    /// Whether the file may still be used: it has one name, its owner is as before, and nobody
-    /// else can write to it or replace it. All that can change while the store is open, so each
-    /// run asks again. Costs a few microseconds and opens nothing.
+    /// Check that the file may still be used: it has one name, its owner is as before, and no other
+    /// user can write to it or replace it. All that can change while the store is open, so each run
+    /// checks again. Costs a few microseconds and opens nothing.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Untrusted`], [`LibrarianError::ForeignDatabase`] if something else is at
-    /// the path, and [`LibrarianError::Io`].
+    /// [`LibrarianError::Untrusted`]; [`LibrarianError::ForeignDatabase`] if it is not a regular
+    /// file; [`LibrarianError::Io`].
     pub fn check_file(&self) -> Result<(), LibrarianError> {
         inspect(self.path()).map(|_| ())
     }
@@ -205,14 +206,14 @@ impl DraftStore {
         &self.inner.options.clock
     }
 
-    /// The longest text that is taken in, in bytes of UTF-8.
+    /// The longest text that is accepted, in bytes of UTF-8.
     #[must_use]
     pub fn max_text_bytes(&self) -> usize {
         self.inner.options.max_text_bytes
     }
 
-    /// What opens the file that is at this store's path then, with the same options, but makes
-    /// none. To be called when the store is closed.
+    /// A function that opens the file at this store's path, with the same options, but creates
+    /// none. It is called when the store is closed.
     pub(crate) fn opener(&self) -> impl Fn() -> Result<Self, LibrarianError> + use<> {
         let options = self.inner.options.clone().create(false);
         let named = self.database().named().to_owned();
@@ -224,9 +225,9 @@ impl DraftStore {
         RunnersDirectory::open(&self.inner.runners_directory, self.database().owner())
     }
 
-    /// The runners directory, made if there is none.
-    pub(super) fn make_runners_directory(&self) -> Result<RunnersDirectory, LibrarianError> {
-        self.database().require_writable("make the runners directory")?;
+    /// The runners directory, created if there is none.
+    pub(super) fn create_runners_directory(&self) -> Result<RunnersDirectory, LibrarianError> {
+        self.database().require_writable("create the runners directory")?;
         RunnersDirectory::open_or_create(&self.inner.runners_directory, self.database().owner())
     }
 
@@ -258,7 +259,7 @@ impl DraftStore {
     }
 }
 
-/// One legal move that was made.
+/// A move of a draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DraftTransition {

@@ -6,12 +6,11 @@ use super::DraftStore;
 use crate::database::is_row_fault;
 use crate::error::LibrarianError;
 
-/// Most drafts that one transaction makes claimable, so that others need not wait long for the
-/// write lock.
+/// The most drafts that one transaction makes claimable, so that other writers need not wait long.
 const MAX_RELEASED: usize = 5_000;
 
 impl DraftStore {
-    /// Make claimable what has waited until its time. Returns how many drafts.
+    /// Make delayed drafts claimable that are due. Returns how many.
     ///
     /// # Errors
     ///
@@ -19,11 +18,11 @@ impl DraftStore {
     pub fn release_due(&self) -> Result<usize, LibrarianError> {
         let now = self.now_ms();
         let mut released = 0;
-        // A draft whose row cannot be changed is passed over.
+        // A draft whose row cannot be changed is left as it is.
         let mut after = (0, 0);
         loop {
             // Most often nothing is due, and this read takes no lock.
-            let due = self.database().statement("look for what is due", |connection| {
+            let due = self.database().statement("find due drafts", |connection| {
                 let mut statement = connection.prepare_cached(
                     "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
                      WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 \
@@ -38,7 +37,7 @@ impl DraftStore {
             })?;
             let Some(last) = due.last() else { return Ok(released) };
             after = *last;
-            released += self.write("release what is due", |transaction| {
+            released += self.write("release due drafts", |transaction| {
                 let mut statement = transaction.prepare_cached(
                     "UPDATE drafts SET due_at = 0, updated_at = ?1, \
                          revision = (revision + 1) & 4294967295 \

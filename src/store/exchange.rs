@@ -1,4 +1,5 @@
-//! Many moves in one transaction, for a runner that works on several drafts at a time.
+//! Finishes and claims many drafts in one transaction, for a runner that works on several at a
+//! time.
 
 use super::DraftStore;
 use super::claim::claim;
@@ -9,26 +10,26 @@ use super::snapshot::PendingSnapshot;
 use crate::error::LibrarianError;
 use crate::outcome::Outcome;
 
-/// A claim whose processor has answered, and the answer.
+/// A claim and the processor's result.
 #[derive(Debug)]
 pub(crate) struct Processed {
     pub claim: Box<Claim>,
     pub result: Result<Outcome, LibrarianError>,
 }
 
-/// What one exchange with the store did.
+/// The result of an exchange.
 #[derive(Debug, Default)]
 pub(crate) struct Exchanged {
-    /// What became of each result.
+    /// What was done with each result.
     pub stored: Vec<Stored>,
     /// The new claims.
     pub claims: NewClaims,
 }
 
 impl DraftStore {
-    /// In one transaction: store what was processed, give back what was not begun, and claim up
-    /// to `want` more. `holds_nothing` says whether the runner holds no other draft. The snapshot
-    /// is not advanced.
+    /// In one transaction: store the results in `processed`, release the claims in `released`, and
+    /// claim up to `want` more drafts. `holds_nothing` is whether the runner holds no other draft.
+    /// The snapshot is not advanced.
     pub(crate) fn exchange(
         &self,
         runner: &RunnerRegistration,
@@ -71,10 +72,10 @@ impl DraftStore {
             };
             Ok(Exchanged { stored, claims })
         })?;
-        let gave_back = |processed: &Processed| {
+        let was_released = |processed: &Processed| {
             processed.result.as_ref().is_err_and(|error| !error.is_charged())
         };
-        if !released.is_empty() || processed.iter().any(gave_back) {
+        if !released.is_empty() || processed.iter().any(was_released) {
             self.notify();
         }
         Ok(exchanged)

@@ -1,5 +1,5 @@
-//! A claimed draft is finished: decided, deferred, given back, or its error recorded. Each move is
-//! guarded by the claim's token.
+//! Finishes claimed drafts: stores a decision, a deferral or an error, or releases the claim. Each
+//! move is guarded by the claim's token.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::id::DraftId;
 use crate::outcome::{MAX_DELAY, Outcome};
 use crate::state::{DraftProcessingDecision, DraftState};
 
-/// Most bytes of an error that are stored with a draft.
+/// The most bytes of an error that are stored with a draft.
 const MAX_ERROR_BYTES: usize = 8 * 1024;
 
-/// How many drafts one UPDATE moves out of `processing`: for each statement SQLite notes down the
-/// pages that it may have to undo, and that is dearer than a move.
+/// How many drafts one UPDATE moves out of `processing`. For each statement SQLite saves the pages
+/// that it may have to undo, which costs more than a move.
 const CHUNKS: [usize; 3] = [128, 16, 1];
 
-/// What became of the result of a claim.
+/// What was done with the result of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stored {
     /// It is stored, and the draft was moved.
@@ -34,8 +34,8 @@ pub(crate) enum Stored {
 }
 
 impl DraftStore {
-    /// Move a claimed draft to where the outcome says, and store the outcome with it, in one
-    /// transaction. When this returns, both survive power loss. Returns the state reached.
+    /// Move a claimed draft to the outcome's state, and store the outcome with it, in one
+    /// transaction. When this returns, both survive power loss. Returns the state.
     ///
     /// # Errors
     ///
@@ -56,12 +56,11 @@ impl DraftStore {
         }
     }
 
-    /// Record that the processor came to no decision. The draft stays in `processing` without an
-    /// owner, its error counted, until it is stale; recovery then returns it to pending or, when
+    /// Record that the processor reached no decision. The draft stays in `processing` without an
+    /// owner, its error counted, until it is stale. Recovery then returns it to pending or, when
     /// its errors have reached the runner's budget, moves it to `failed`.
     ///
-    /// An error that is not to be charged ([`LibrarianError::is_charged`]) gives the draft back
-    /// at once, as if it had not been claimed.
+    /// An error that is not charged ([`LibrarianError::is_charged`]) releases the draft at once.
     ///
     /// # Errors
     ///
@@ -79,15 +78,15 @@ impl DraftStore {
         }
     }
 
-    /// Give a claimed draft back to pending, as if it had not been claimed. If the claim was
-    /// lost, there is nothing to give back.
+    /// Return a claimed draft to pending, as if it had not been claimed. If the claim was lost,
+    /// this does nothing.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]: the draft stays claimed.
     pub fn release(&self, claim: Claim) -> Result<(), LibrarianError> {
         let now = self.now_ms();
-        self.write("give a draft back", |transaction| release(transaction, &claim.key, now))?;
+        self.write("release a draft", |transaction| release(transaction, &claim.key, now))?;
         self.notify();
         Ok(())
     }
@@ -97,8 +96,8 @@ fn cannot_change(id: DraftId) -> LibrarianError {
     LibrarianError::DamagedDraft { id, damage: DraftDamage::Row }
 }
 
-/// Move drafts out of `processing`, each guarded by its token; say for each what became of it.
-/// With `back_off`, a deferral that names no delay gets one that grows with each in a row.
+/// Move drafts out of `processing`, each guarded by its token. Returns what was done with each.
+/// With `back_off`, a deferral without a delay gets one that grows with each deferral in a row.
 pub(super) fn finish(
     connection: &Connection,
     finished: &[(&ClaimKey, &Outcome)],
@@ -107,7 +106,7 @@ pub(super) fn finish(
 ) -> Result<Vec<Stored>, TransactionError> {
     let drafts: HashSet<i64> = finished.iter().map(|(key, _)| key.seq).collect();
     if drafts.len() < finished.len() {
-        // An old claim of a draft beside a newer one: one by one, so that each has its answer.
+        // An old and a newer claim of the same draft: one by one, so that each gets its answer.
         let one_by_one = finished.iter().map(|one| finish(connection, &[*one], back_off, now));
         return Ok(one_by_one.collect::<Result<Vec<_>, _>>()?.concat());
     }
@@ -201,13 +200,13 @@ fn finish_chunk(
     Ok(moved)
 }
 
-/// How long the outcome's draft is to wait, if it is.
+/// The delay of a deferral, if it has one.
 fn delay_of(outcome: &Outcome) -> Option<Duration> {
     let deferred = outcome.decision() == DraftProcessingDecision::Deferred;
     outcome.retry_after().filter(|delay| deferred && !delay.is_zero())
 }
 
-/// Keep a late result, which changed nothing, as an event.
+/// Store a late result, which changed nothing, as an event.
 fn refuse(
     connection: &Connection,
     key: &ClaimKey,
@@ -237,7 +236,7 @@ fn refuse(
     Ok(())
 }
 
-/// Record an error with a claimed draft, or give the draft back if the error is not charged.
+/// Record an error with a claimed draft, or release the draft if the error is not charged.
 pub(super) fn record_error(
     connection: &Connection,
     key: &ClaimKey,
@@ -275,8 +274,8 @@ pub(super) fn record_error(
     }
 }
 
-/// The move back to pending of a draft that was not begun, or that the machine failed: as if it
-/// had not been claimed.
+/// Return a draft to pending, as if it had not been claimed, because no worker took it, or because
+/// of a failure of the machine.
 pub(super) fn release(
     connection: &Connection,
     key: &ClaimKey,
@@ -298,7 +297,7 @@ pub(super) fn release(
     }
 }
 
-/// An error as it is stored: its message, then the detail that is not shown elsewhere.
+/// The stored text of an error: its message, then its detail.
 fn stored_text(error: &LibrarianError) -> String {
     let mut text = error.to_string();
     if let LibrarianError::Processor(error) = error

@@ -1,12 +1,11 @@
 //! Group commit: threads of one process that submit at the same time share a transaction.
 //!
-//! The first thread commits as leader. Threads that arrive meanwhile queue; the next leader, one
-//! of them, commits for all of them. No thread waits for the sake of others: a submit that is
-//! alone commits alone, at once.
+//! The first thread commits as leader. Threads that arrive meanwhile queue; the next leader, one of
+//! them, commits for all of them. A submit that is alone commits at once.
 //!
-//! Each thread's time-out counts from its own arrival. When a leader fails because the database
-//! is busy, those that have waited for as long as the time-out fail with it; the others lead with
-//! the time that they have left.
+//! Each thread's time-out counts from its own arrival. When a leader fails because the database is
+//! busy, the threads that have waited for as long as the time-out fail with it; the others lead
+//! with the time that they have left.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::submission::Submission;
 use crate::draft::Draft;
 
-/// Most bytes of texts that a leader takes along at once.
+/// The most bytes of text that a leader takes from the queue at once.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// The threads of one store that are submitting.
@@ -31,28 +30,28 @@ struct State {
     /// Threads that wait, for a leader or for their own turn.
     followers: usize,
     next_ticket: u64,
-    /// Drafts that wait for a leader, first come first.
+    /// Drafts that wait for a leader, in order of arrival.
     waiting: Vec<(u64, Draft)>,
-    /// What became of those that were taken along; `None` if their leader failed.
+    /// The results of drafts that a leader took; `None` if the leader failed.
     served: HashMap<u64, Option<Submission>>,
     /// How many leaders have failed because the database was busy.
     busy_leaders: u64,
 }
 
-/// What a thread that joins has to do.
+/// What a thread does after it joined.
 #[derive(Debug)]
 pub(super) enum Role {
-    /// Submit the draft, and those that are waiting. The thread has waited since its arrival.
+    /// Submit the draft, and those in the queue. The thread has waited since its arrival.
     Leader { arrived: Instant },
-    /// Nothing: another did.
+    /// Nothing: a leader submitted it.
     Served(Submission),
-    /// Fail as busy: this is how long the thread has waited, and the leader waited in vain.
+    /// Fail as busy, as the leader did. Holds how long the thread has waited.
     Busy { waited: Duration },
 }
 
 impl Group {
-    /// Come with a draft; returns when it is durable, when it is this thread's turn to lead, or
-    /// when the database was busy for longer than `limit`.
+    /// Join with a draft. Returns when the draft is durable, when it is this thread's turn to lead,
+    /// or when the database was busy for longer than `limit`.
     pub(super) fn join(&self, draft: &Draft, limit: Duration) -> Role {
         let arrived = Instant::now();
         let mut state = self.lock();
@@ -70,13 +69,14 @@ impl Group {
             state.followers -= 1;
             match state.served.remove(&ticket) {
                 Some(Some(submission)) => return Role::Served(submission),
-                // Its leader failed: it leads next, for an error of its own.
+                // Its leader failed: this thread queues again, and gets its own error when it
+                // leads.
                 Some(None) => state.waiting.push((ticket, draft.clone())),
                 None => {}
             }
             let waited = arrived.elapsed();
             if state.busy_leaders != busy_leaders && waited >= limit {
-                // If its draft is with another leader by now, it must hear from that one.
+                // If another leader has taken its draft by now, wait for that leader's result.
                 let before = state.waiting.len();
                 state.waiting.retain(|(waiting, _)| *waiting != ticket);
                 if state.waiting.len() < before {
@@ -92,12 +92,12 @@ impl Group {
         }
     }
 
-    /// For the leader: those that wait, at most so many, to be taken along.
+    /// For the leader: take at most `most` drafts from the queue.
     pub(super) fn take_waiting(&self, most: usize) -> Vec<(u64, Draft)> {
         let mut state = self.lock();
         let mut bytes = 0;
         let fitting = state.waiting.iter().take(most).take_while(|(_, draft)| {
-            // The first fits whatever its length, or it would keep those behind it waiting.
+            // The first draft is taken whatever its length, or it would block the queue.
             let fits = bytes == 0 || bytes + draft.raw_text().len() <= MAX_BYTES;
             bytes += draft.raw_text().len();
             fits
@@ -111,22 +111,22 @@ impl Group {
     }
 }
 
-/// The lead, until it is dropped.
+/// The leader's role, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lead<'g>(&'g Group);
 
 impl<'g> Lead<'g> {
-    /// For a thread that was told to lead.
+    /// For a thread with [`Role::Leader`].
     pub(super) fn new(group: &'g Group) -> Self {
         Self(group)
     }
 
-    /// Tell those that were taken along.
+    /// Pass the results to the threads whose drafts were taken.
     pub(super) fn serve(self, served: impl Iterator<Item = (u64, Option<Submission>)>) {
         self.0.lock().served.extend(served);
     }
 
-    /// Tell all that wait that the database was busy for as long as this leader could wait.
+    /// Record that the database was busy for as long as this leader could wait.
     pub(super) fn fail_busy(&self) {
         self.0.lock().busy_leaders += 1;
     }
@@ -136,7 +136,7 @@ impl Drop for Lead<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.led = false;
-        // Most often there are none, and asking the kernel to wake them takes a microsecond.
+        // Most often no thread waits, and a wake-up call takes a microsecond.
         if state.followers > 0 {
             self.0.changed.notify_all();
         }

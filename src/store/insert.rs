@@ -13,15 +13,16 @@ use crate::draft::Draft;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
-/// How many rows one INSERT adds: for each statement SQLite notes down the pages that it may have
-/// to undo, and that is dearer than a row.
+/// How many rows one INSERT adds. For each statement SQLite saves the pages that it may have to
+/// undo, which costs more than a row.
 const CHUNKS: [usize; 3] = [64, 8, 1];
 
-/// Most bytes of text that one INSERT adds, if it is more than one row.
+/// The most bytes of text that one INSERT adds, if it adds more than one row.
 pub(super) const MAX_BOUND_BYTES: usize = 1024 * 1024;
 
-/// Insert those drafts that are new, in their order, and answer for each. By its own statements
-/// instead of through `submissions`: a view's trigger opens every table anew for each row.
+/// Insert the drafts that are new, in their order, and return a result for each draft. The
+/// statements do not use the view `submissions`, because a view's trigger opens every table again
+/// for each row.
 pub(super) fn insert(
     connection: &Connection,
     drafts: &[&Draft],
@@ -32,7 +33,7 @@ pub(super) fn insert(
     let mut submissions = Vec::with_capacity(drafts.len());
     for draft in drafts {
         let id = draft.id();
-        // Given twice, it is new once.
+        // A draft that is given twice is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
             None => state_of(connection, id)?,
@@ -68,7 +69,7 @@ fn insert_chunk(
     ))?;
     let mut parameters = 1..;
     for (seq, draft) in chunk {
-        // A text is at most some MiB.
+        // A text has some MiB at most.
         let bytes = i64::try_from(draft.raw_text().len()).unwrap_or(i64::MAX);
         bind(&mut statement, &mut parameters, &[seq, &bytes])?;
         bind_draft(&mut statement, &mut parameters, draft, now)?;
@@ -119,7 +120,7 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
     let mut rest = texts;
     for size in CHUNKS {
         while let Some((chunk, others)) = rest.split_at_checked(size) {
-            // SQLite takes a copy of what is bound: of long texts, one at a time.
+            // SQLite copies the bound values, so long texts are bound one at a time.
             let bytes: usize = chunk.iter().map(|(_, text)| text.len()).sum();
             if size > 1 && bytes > MAX_BOUND_BYTES {
                 break;

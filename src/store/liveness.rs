@@ -1,15 +1,14 @@
-//! Whether a runner lives: lock files.
+//! Whether a runner is alive: lock files.
 //!
-//! Time alone cannot tell a dead runner from a slow one. So each runner holds an exclusive lock
-//! (`flock`) on a file of its own, in a directory beside the database, for as long as it lives.
-//! The kernel frees the lock when the process ends, however it ends, and a reused process id has
-//! no effect on it.
+//! Time alone cannot distinguish a dead runner from a slow one. So each runner holds an exclusive
+//! lock (`flock`) on its own file, in a directory beside the database, for as long as it lives. The
+//! kernel frees the lock when the process ends, however it ends, and a reused process id has no
+//! effect on it.
 //!
-//! The lock is one of the kernel: it holds across containers and namespaces on one machine, as
-//! long as they share the directory. Between machines it does not hold on every network file
-//! system, and SQLite's WAL does not work there at all. A copy of a database has the runners of
-//! the original in it: with a copy of the directory their locks are free, without it there are
-//! none, so that age decides.
+//! The lock works across containers and namespaces on one machine, as long as they share the
+//! directory. Between machines it does not work on every network file system, and SQLite's WAL does
+//! not work there at all. A copy of a database contains the runners of the original: with a copy of
+//! the directory their locks are free, without it there are none, so that age decides.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
@@ -21,10 +20,10 @@ use super::DraftStore;
 use crate::database::RunnersDirectory;
 use crate::error::LibrarianError;
 
-/// How many lock files of dead runners are removed at once: each takes a descriptor meanwhile.
-const MOST_TIDIED: usize = 32;
+/// How many lock files of dead runners are removed at once: each needs a descriptor meanwhile.
+const MAX_REMOVED: usize = 32;
 
-/// Whether a runner lives. Its lock alone decides, whatever else is known of it.
+/// Whether a runner is alive. Its lock alone decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Liveness {
     /// Its lock is held, or cannot be tested.
@@ -35,24 +34,24 @@ pub(super) enum Liveness {
     LockGone,
 }
 
-/// The locks of the runners of one database, as far as they can be tested.
+/// The locks of the runners of one database.
 #[derive(Debug)]
 pub(super) enum RunnerLocks {
     /// They are in this directory.
     In(RunnersDirectory),
     /// There is no directory, and so no lock.
     None,
-    /// The directory cannot be opened, or is not to be trusted.
+    /// The directory cannot be opened, or must not be trusted.
     Untestable,
 }
 
 impl RunnerLocks {
-    /// Whether the runner with this lock lives.
+    /// Whether the runner with this lock is alive.
     ///
-    /// A live runner that is taken for dead loses its drafts to another, which processes them a
-    /// second time. A dead one that is taken for alive keeps its drafts waiting. So where the lock
-    /// cannot be tested (permissions, no descriptors left, a file that is not to be trusted), the
-    /// runner counts as alive.
+    /// If a live runner counts as dead, another runner processes its drafts a second time. If a
+    /// dead one counts as alive, its drafts only wait. So if the lock cannot be tested
+    /// (permissions, no descriptors left, a file that must not be trusted), the runner counts as
+    /// alive.
     pub(super) fn liveness(&self, lock_file: &str) -> Liveness {
         let directory = match self {
             Self::In(directory) => directory,
@@ -67,7 +66,7 @@ impl RunnerLocks {
             Ok(None) => return Liveness::LockGone,
             Err(_) => return Liveness::Alive,
         };
-        // Shared, so that two who look at once do not take each other for the runner.
+        // Shared, so that two tests at the same moment do not disturb each other.
         match lock.try_lock_shared() {
             Ok(()) => Liveness::Dead,
             Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Liveness::Alive,
@@ -75,7 +74,7 @@ impl RunnerLocks {
     }
 }
 
-/// A lock file that this process has made and holds.
+/// A lock file that this process has created and locked.
 #[derive(Debug)]
 pub(super) struct RunnerLock {
     directory: RunnersDirectory,
@@ -84,14 +83,14 @@ pub(super) struct RunnerLock {
 }
 
 impl RunnerLock {
-    /// Make a lock file that nobody had before, and lock it.
+    /// Create a new lock file, and lock it.
     fn take(directory: RunnersDirectory) -> Result<Self, LibrarianError> {
         loop {
-            // Opened for writing, so that its closing tells those who wait that the runner ended.
+            // Opened for writing, so that closing it wakes waiting runners.
             let (name, file) = new_lock_file(&directory, OFlags::WRONLY)?;
             match file.lock().and_then(|()| has_name(&file)) {
                 Ok(true) => return Ok(Self { directory, name, file }),
-                // Somebody tidied it away before it was locked.
+                // Another process removed it before it was locked.
                 Ok(false) => {}
                 Err(source) => {
                     let path = directory.path().join(name);
@@ -101,18 +100,18 @@ impl RunnerLock {
         }
     }
 
-    /// The file's name, as the runner's entry gives it.
+    /// The file's name, as in the runner's row.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Remove the file. If that fails, it is left for [`DraftStore::tidy_lock_files`].
+    /// Remove the file. If that fails, it is left for [`DraftStore::remove_free_lock_files`].
     pub(super) fn remove(&self) {
         let _ = self.directory.remove_file(&self.name, &self.file);
     }
 }
 
-/// Make a lock file of a name that nobody had before.
+/// Create a lock file with a new name.
 fn new_lock_file(
     directory: &RunnersDirectory,
     access: OFlags,
@@ -136,7 +135,7 @@ fn has_name(file: &File) -> io::Result<bool> {
 }
 
 impl DraftStore {
-    /// The locks of this store's runners, for as long as one look at them takes.
+    /// The locks of this store's runners. Drop it after the test, because it holds a descriptor.
     pub(super) fn runner_locks(&self) -> RunnerLocks {
         match self.runners_directory() {
             Ok(Some(directory)) => RunnerLocks::In(directory),
@@ -145,25 +144,27 @@ impl DraftStore {
         }
     }
 
-    /// Make a lock file for a runner, and hold it.
+    /// Create a lock file for a runner, and lock it.
     pub(super) fn take_runner_lock(&self) -> Result<RunnerLock, LibrarianError> {
-        RunnerLock::take(self.make_runners_directory()?)
+        RunnerLock::take(self.create_runners_directory()?)
     }
 
-    /// Whether a runner of this process could register and test the locks of others. A run asks
-    /// before it recovers anything: one that cannot use the runners directory must not judge
-    /// others by it. A runner that `holds_lock` there already need not be able to make one.
+    /// Check that a runner of this process could register and test the locks of others. A run
+    /// checks this before it recovers claims, because a process that cannot use the runners
+    /// directory must not judge by it. A runner that `holds_lock` there need not be able to create
+    /// a lock file.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::Untrusted`] if the runners directory, or anything in it, must not be
-    /// used; [`LibrarianError::CannotCreate`] if no lock can be made there; [`LibrarianError::Io`].
+    /// [`LibrarianError::Untrusted`] if the runners directory, or a file in it, must not be used;
+    /// [`LibrarianError::CannotCreate`] if no lock file can be created there;
+    /// [`LibrarianError::Io`].
     pub(crate) fn check_runners_directory(&self, holds_lock: bool) -> Result<(), LibrarianError> {
-        let directory = self.make_runners_directory()?;
+        let directory = self.create_runners_directory()?;
         if holds_lock {
             return directory.check_contents();
         }
-        // Opened for reading, so that its closing wakes nobody.
+        // Opened for reading, so that closing it wakes no process.
         let (name, file) = new_lock_file(&directory, OFlags::RDONLY)?;
         let path = directory.path().join(&name);
         let cannot = |source| LibrarianError::CannotCreate { path: path.clone(), source };
@@ -173,32 +174,32 @@ impl DraftStore {
         checked
     }
 
-    /// Remove the lock files of runners that are no more: of those just declared dead, and of
-    /// those that died before they had entered themselves, or between their end and this.
-    /// What cannot be removed now, the next one will.
-    pub(super) fn tidy_lock_files(&self) {
+    /// Remove lock files of dead runners: of those that were just declared dead, of those that died
+    /// before they were registered, and of those that died between their end and the removal of
+    /// their file. Files that cannot be removed now are left for the next call.
+    pub(super) fn remove_free_lock_files(&self) {
         let Ok(Some(directory)) = self.runners_directory() else { return };
         let Ok(names) = directory.names() else { return };
         let mut free = Vec::new();
         for name in names {
             let Some(name) = name.to_str().filter(|name| is_lock_name(name)) else { continue };
-            // Held until the end: a runner that has made its file and not locked it yet waits
-            // for that, and then makes another.
+            // The lock is held until the end: a runner that has created its file and not locked it
+            // yet waits for the lock, and then creates another file.
             if let Ok(Some(lock)) = directory.open_file(name, OFlags::RDONLY)
                 && lock.try_lock_shared().is_ok()
             {
                 free.push((name.to_owned(), lock));
             }
-            if free.len() == MOST_TIDIED {
+            if free.len() == MAX_REMOVED {
                 break;
             }
         }
         if free.is_empty() {
             return;
         }
-        // Where the entry says that the runner lives, the free lock is still needed as the proof
-        // that it does not. No entry can come to be for a lock that nobody holds.
-        let needed = self.database().read("look for lock files", |connection| {
+        // While a row says that the runner is alive, the free lock is needed as the proof that it
+        // is dead. A free lock file without a row never gets a row.
+        let needed = self.database().read("find lock files", |connection| {
             let mut statement = connection
                 .prepare_cached("SELECT lock_file FROM runners WHERE ended_at IS NULL")?;
             let names = statement.query_map([], |row| row.get(0))?;
@@ -213,21 +214,21 @@ impl DraftStore {
     }
 }
 
-/// Whether this is a name that we give: a database may come from anywhere, and the file is opened,
-/// and deleted in the end.
+/// Whether this is the name of a lock file. The name comes from the database, which may be hostile,
+/// and the file is opened, and deleted in the end.
 fn is_lock_name(name: &str) -> bool {
     let stem = name.strip_suffix(".lock");
     stem.is_some_and(|stem| stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Where a runner runs, for people who look at its entry. Whether it lives does not depend on it:
-/// a machine may have no boot id to read, and several may share a name.
-pub(super) struct Here {
+/// Where a runner runs, for people who read its row. Its liveness does not depend on it: a machine
+/// may have no boot id, and several may have the same name.
+pub(super) struct Host {
     pub host: String,
     pub boot_id: String,
 }
 
-impl Here {
+impl Host {
     pub fn new() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let boot_id =

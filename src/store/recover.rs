@@ -1,12 +1,11 @@
-//! Drafts that nobody works on any more go back.
+//! Recovers abandoned claims.
 //!
-//! Whoever finds the lock of a runner free (`liveness.rs`) knows that it is dead and returns its
-//! drafts at once; while the lock is held, a claim is never taken by age. Age decides only where
-//! there is no lock to test: for claims without an owner, and where the lock file is gone.
+//! A runner whose lock is free (`liveness.rs`) is dead, and its drafts are returned at once. While
+//! the lock is held, no claim is recovered by age. Age decides only where there is no lock to test:
+//! for claims without an owner, and if the lock file is missing.
 //!
-//! Which draft is to blame for the death of its runner is certain only where the runner held one
-//! draft. Of several, each becomes a suspect, which is then claimed by a runner that holds nothing
-//! else (`claim.rs`).
+//! If a dead runner held one draft, that draft is to blame for the crash. Of several, each becomes
+//! a suspect, which is then claimed only by a runner that holds nothing else (`claim.rs`).
 
 use std::time::SystemTime;
 
@@ -22,15 +21,15 @@ use crate::error::LibrarianError;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// What one recovery did.
+/// The result of a recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recovery {
-    /// Drafts that went back to pending.
+    /// Drafts that returned to pending.
     pub to_pending: Vec<DraftTransition>,
     /// Drafts whose errors had reached the budget, and that went to `failed`.
     pub to_failed: Vec<DraftTransition>,
-    /// How many drafts could not be moved, because their rows were damaged from outside.
+    /// How many drafts could not be moved, because their rows are damaged.
     pub damaged: usize,
 }
 
@@ -38,7 +37,7 @@ pub struct Recovery {
 struct Owner {
     id: i64,
     claims: i64,
-    /// Its row; `None` if there is none.
+    /// The runner's row; `None` if there is none.
     row: Option<OwnerRow>,
 }
 
@@ -51,17 +50,17 @@ struct OwnerRow {
 /// Which of a dead runner's drafts are to blame.
 #[derive(Debug, Clone, Copy)]
 enum Blame {
-    /// None: the runner ended in good order and left them.
-    Nobody,
+    /// None: the runner ended normally and left its claims.
+    None,
     /// One of several.
     Suspects,
     /// The only one, under this error budget.
     Crash { budget: i64 },
-    /// Nobody held them; the error that was recorded counts already.
+    /// No runner held them. Their errors are counted already.
     Errored,
 }
 
-/// Claims of this age count as abandoned.
+/// When a claim without a live owner counts as abandoned.
 #[derive(Debug, Clone, Copy)]
 struct Cutoff {
     now: i64,
@@ -69,22 +68,23 @@ struct Cutoff {
     stale_before: i64,
 }
 
-/// Claims that are old enough. Their age is no more than the time that the machine was running
-/// since, so that a clock that was set forward ages none; after a reboot the clock alone tells.
+/// The condition for a stale claim. Its age is limited to the time that the machine has been
+/// running since the claim, so that a clock that was set forward makes no claim stale; after a
+/// reboot only the clock counts.
 const IS_STALE: &str = "claimed_at <= :stale_before \
      AND (claim_booted_at IS NULL \
           OR :now - :booted_at < claimed_at - claim_booted_at \
           OR (:now - :booted_at) - (claimed_at - claim_booted_at) >= :now - :stale_before)";
 
 impl DraftStore {
-    /// Return what nobody works on any more: every claim of a dead runner, and every claim that
-    /// was made at or before `stale_before` and has no owner, or one whose lock file is gone. A
-    /// claim of a runner that lives is never taken, however old it is.
+    /// Recover abandoned claims: every claim of a dead runner, and every claim that was made at or
+    /// before `stale_before` and has no owner, or an owner without a lock file. A claim of a live
+    /// runner is never recovered, however old it is.
     ///
-    /// A draft goes back to pending, or to `failed` if its errors and crashes have reached the
-    /// budget of the runner under which it erred or died. The death of a runner counts as a crash
-    /// if that draft was all it held. The first error costs no time; from the second on, the
-    /// draft waits 10 s, 20 s, 40 s … up to an hour, give or take a quarter.
+    /// A draft returns to pending, or goes to `failed` if its errors and crashes have reached the
+    /// budget of the runner under which it failed. The death of a runner counts as a crash if the
+    /// draft was the only one that it held. After the first error, the draft is claimable at once;
+    /// from the second on, it waits 10 s, 20 s, 40 s … up to an hour, give or take a quarter.
     ///
     /// # Errors
     ///
@@ -106,18 +106,18 @@ impl DraftStore {
                 Liveness::LockGone => untestable.push(owner),
             }
         }
-        // Most often nothing is to be done, and this read takes no lock.
-        let any_stale = self.database().read("look for stale claims", |connection| {
-            any_stale(connection, &untestable, cutoff)
-        })?;
-        let idle = self.idle_dead_runners_now_and_then()?;
+        // Most often there is nothing to recover, and this read takes no lock.
+        let any_stale = self
+            .database()
+            .read("find stale claims", |connection| any_stale(connection, &untestable, cutoff))?;
+        let idle = self.idle_dead_runners_if_due()?;
         if dead.is_empty() && idle.is_empty() && !any_stale {
             return Ok(Recovery::default());
         }
         let recovery = self.write("recover claims", |transaction| {
             let mut recovery = Recovery::default();
             end_idle(transaction, &idle, cutoff.now)?;
-            // A clock that was set back leaves claims in the future; they begin to age now.
+            // After a clock was set back, claims may be in the future; their age counts from now.
             update_each(
                 transaction,
                 "SELECT seq FROM drafts INDEXED BY drafts_in_flight \
@@ -136,18 +136,24 @@ impl DraftStore {
             )?;
             for owner in &dead {
                 let blame = match &owner.row {
-                    Some(row) if row.ended => Blame::Nobody,
+                    Some(row) if row.ended => Blame::None,
                     Some(row) if owner.claims == 1 => Blame::Crash { budget: row.max_errors },
                     _ => Blame::Suspects,
                 };
                 let everything = Cutoff { stale_before: i64::MAX, ..cutoff };
-                give_back(transaction, Some(owner.id), everything, blame, &mut recovery)?;
+                recover_claims(transaction, Some(owner.id), everything, blame, &mut recovery)?;
                 set_ended(transaction, owner.id, cutoff.now)?;
             }
             for owner in &untestable {
-                give_back(transaction, Some(owner.id), cutoff, Blame::Suspects, &mut recovery)?;
+                recover_claims(
+                    transaction,
+                    Some(owner.id),
+                    cutoff,
+                    Blame::Suspects,
+                    &mut recovery,
+                )?;
             }
-            give_back(transaction, None, cutoff, Blame::Errored, &mut recovery)?;
+            recover_claims(transaction, None, cutoff, Blame::Errored, &mut recovery)?;
             Ok(recovery)
         })?;
         if recovery.damaged > 0 {
@@ -157,7 +163,7 @@ impl DraftStore {
                 "drafts in processing could not be recovered: their rows are damaged"
             );
         }
-        self.tidy_lock_files();
+        self.remove_free_lock_files();
         Ok(recovery)
     }
 
@@ -174,7 +180,7 @@ impl DraftStore {
         self.recover(stale_before).map(|recovery| recovery.to_pending)
     }
 
-    /// Whether a runner is dead whose claims nobody has returned yet.
+    /// Whether there is a dead runner whose claims have not been recovered yet.
     pub(crate) fn has_dead_runner(&self) -> Result<bool, LibrarianError> {
         let owners = self.owners()?;
         let locks = self.locks_of(&owners);
@@ -183,7 +189,7 @@ impl DraftStore {
 
     /// The runners that own claims.
     fn owners(&self) -> Result<Vec<Owner>, LibrarianError> {
-        self.database().read("look for dead runners", |connection| {
+        self.database().read("find dead runners", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT owner, claims, id, lock_file, ended_at, max_errors \
                  FROM (SELECT owner, count(*) AS claims FROM drafts INDEXED BY drafts_in_flight \
@@ -205,7 +211,7 @@ impl DraftStore {
         })
     }
 
-    /// The locks to test; where nobody owns anything, the directory is not opened.
+    /// The locks to test. If no runner owns a claim, the directory is not opened.
     fn locks_of(&self, owners: &[Owner]) -> RunnerLocks {
         if owners.is_empty() { RunnerLocks::None } else { self.runner_locks() }
     }
@@ -246,8 +252,8 @@ fn any_stale(
     Ok(false)
 }
 
-/// Return what this owner (`None`: nobody) claimed before the cutoff.
-fn give_back(
+/// Recover the claims of this owner (`None`: those without one) that were made before the cutoff.
+fn recover_claims(
     connection: &Connection,
     owner: Option<i64>,
     cutoff: Cutoff,
@@ -271,10 +277,10 @@ fn give_back(
         seqs.collect::<Result<Vec<i64>, _>>()?
     };
     let (crashes, suspect, budget) = match blame {
-        Blame::Nobody => (0, None, Some(0)),
+        Blame::None => (0, None, Some(0)),
         Blame::Suspects => (0, Some(1), Some(0)),
         Blame::Crash { budget } => (1, Some(1), Some(budget)),
-        // The budget that was stored with the error.
+        // The budget is the one that was stored with the error.
         Blame::Errored => (0, None, None),
     };
     let waits = matches!(blame, Blame::Crash { .. } | Blame::Errored);
@@ -335,7 +341,7 @@ fn give_back(
     Ok(())
 }
 
-/// Change each draft that the query finds; one whose row cannot be changed is passed over.
+/// Change each draft that the query finds. A row that cannot be changed is left as it is.
 fn update_each(
     connection: &Connection,
     query: &str,

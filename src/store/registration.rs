@@ -1,4 +1,4 @@
-//! A runner registers, so that others can tell whether it lives.
+//! Registers runners, so that other processes can test whether they are alive.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -7,25 +7,25 @@ use rusqlite::{Connection, named_params, params};
 
 use super::DraftStore;
 use super::columns::lossy_text;
-use super::liveness::{Here, Liveness, RunnerLock};
+use super::liveness::{Host, Liveness, RunnerLock};
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 
-/// How many errors and crashes a draft may have under a runner, unless it is configured otherwise.
+/// How many errors and crashes a draft may have under a runner if not set.
 pub const DEFAULT_MAX_ERRORS: u32 = 5;
 
-/// How many runners that ended are looked at, at each registration, for whether an event still
-/// names them.
-const MAX_FORGOTTEN: i64 = 16;
+/// How many ended runners are checked, at each registration, for whether an event still refers to
+/// them.
+const MAX_RUNNERS_CHECKED: i64 = 16;
 
-/// How often a process looks for dead runners that hold no claim.
+/// How often a process tests for dead runners that hold no claim.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A runner that had more events than this keeps its row: to go through them would hold the write
+/// A runner with more events than this keeps its row, because reading them would hold the write
 /// lock for too long.
 const MAX_EVENTS_READ: i64 = 10_000;
 
-/// What others see of a runner, and its error budget.
+/// The description of a runner in the `runners` table, and its error budget.
 #[derive(Debug, Clone)]
 #[must_use = "a description registers nothing by itself"]
 pub struct RunnerInfo {
@@ -52,13 +52,13 @@ impl RunnerInfo {
     }
 
     /// How many errors and crashes a draft may have under this runner before recovery moves it to
-    /// `failed`; 5 if not given, 0 for no limit.
+    /// `failed`; 5 if not set, 0 for no limit.
     pub fn max_errors(self, max_errors: u32) -> Self {
         Self { max_errors, ..self }
     }
 
-    /// Whether a draft that is deferred again and again without a delay waits longer each time
-    /// (30 s, doubling, to an hour at most); it does not if not given.
+    /// Whether a draft that is deferred repeatedly without a delay waits longer each time (30 s,
+    /// doubling, up to an hour); it does not if not set.
     pub fn backs_off(self, backs_off: bool) -> Self {
         Self { backs_off, ..self }
     }
@@ -70,21 +70,20 @@ impl From<&str> for RunnerInfo {
     }
 }
 
-/// A runner's row in the database, and the lock that shows that it lives. Dropping it says that
-/// the runner ended; what it still holds then goes back at the next run of anyone, and no draft
-/// is charged for it.
+/// A runner's row in the database, and the lock that shows that it is alive. Dropping it ends the
+/// runner; the next run of any runner recovers its claims, and no draft is charged for them.
 #[derive(Debug)]
 #[must_use = "dropping the registration ends the runner"]
 pub struct RunnerRegistration {
     store: DraftStore,
     id: i64,
     backs_off: bool,
-    /// Held until the row says that the runner ended.
+    /// Held until the row shows the end of the runner.
     lock: RunnerLock,
 }
 
 impl RunnerRegistration {
-    /// The runner's number: `runners.id`, and `owner` of what it claims.
+    /// The runner's number: `runners.id`, and `drafts.owner` of its claims.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.id
@@ -97,8 +96,8 @@ impl RunnerRegistration {
 
 impl Drop for RunnerRegistration {
     fn drop(&mut self) {
-        // If this fails, the free lock says the same to the next run, which then needs the file;
-        // unless the database with the row is gone.
+        // If this fails, the lock file must stay, because its free lock shows the next run that
+        // this runner ended; unless the database with the row is gone.
         match self.store.end_runner(self.id) {
             Ok(()) | Err(LibrarianError::FileReplaced { .. }) => self.lock.remove(),
             Err(_) => {}
@@ -111,7 +110,7 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::CannotCreate`] if the lock file cannot be made beside the database;
+    /// [`LibrarianError::CannotCreate`] if the lock file cannot be created beside the database;
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn register_runner(
         &self,
@@ -120,12 +119,12 @@ impl DraftStore {
         let runner = runner.into();
         let lock = self.take_runner_lock()?;
         let now = self.now_ms();
-        let here = Here::new();
+        let here = Host::new();
         let dead = self.idle_dead_runners()?;
         let registered = self.write("register a runner", |transaction| {
             end_idle(transaction, &dead, now)?;
-            forget_runners(transaction)?;
-            // Not one that somebody typed at the end of the range.
+            delete_old_runners(transaction)?;
+            // Ids that were typed by hand at the end of the range are ignored.
             let id: i64 = transaction.query_row(
                 "SELECT ifnull(max(id), 0) + 1 FROM runners \
                  WHERE id BETWEEN 1 AND 999999999999999",
@@ -155,7 +154,7 @@ impl DraftStore {
         });
         match registered {
             Ok(id) => {
-                self.tidy_lock_files();
+                self.remove_free_lock_files();
                 Ok(RunnerRegistration {
                     store: self.clone(),
                     id,
@@ -178,9 +177,9 @@ impl DraftStore {
         })
     }
 
-    /// As [`idle_dead_runners`](Self::idle_dead_runners), but none if this process looked for them
-    /// a short while ago: many waiting runners would test each other's locks all the time.
-    pub(super) fn idle_dead_runners_now_and_then(&self) -> Result<Vec<i64>, LibrarianError> {
+    /// As [`idle_dead_runners`](Self::idle_dead_runners), but empty if this process tested a short
+    /// while ago: many waiting runners would test each other's locks all the time.
+    pub(super) fn idle_dead_runners_if_due(&self) -> Result<Vec<i64>, LibrarianError> {
         let mut checked = self.inner.idle_checked.lock().unwrap_or_else(PoisonError::into_inner);
         if checked.is_some_and(|at| at.elapsed() < IDLE_CHECK_INTERVAL) {
             return Ok(Vec::new());
@@ -190,9 +189,9 @@ impl DraftStore {
         self.idle_dead_runners()
     }
 
-    /// Runners that hold no claim, have not said that they ended, and are dead.
+    /// Runners that hold no claim, are not recorded as ended, and are dead.
     fn idle_dead_runners(&self) -> Result<Vec<i64>, LibrarianError> {
-        let runners = self.database().read("look for dead runners", |connection| {
+        let runners = self.database().read("find dead runners", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT id, lock_file FROM runners WHERE ended_at IS NULL \
                      AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
@@ -213,8 +212,8 @@ impl DraftStore {
     }
 }
 
-/// Say of dead runners that they ended. One that lives after all and has claimed something by now
-/// is left alone; if it has not, its next claim tells it to register again.
+/// Record the end of dead runners. A runner that is alive after all, and has claimed a draft by
+/// now, is left alone; if it has claimed none, its next claim fails and it registers again.
 pub(super) fn end_idle(
     connection: &Connection,
     runners: &[i64],
@@ -234,7 +233,7 @@ pub(super) fn end_idle(
     Ok(())
 }
 
-/// Say that a runner ended.
+/// Record the end of a runner.
 pub(super) fn set_ended(
     connection: &Connection,
     runner: i64,
@@ -250,10 +249,9 @@ pub(super) fn set_ended(
     Ok(())
 }
 
-/// Delete the rows of runners that ended and that no event names any more: runs that deferred
-/// drafts which were deferred again since would otherwise leave a row each. The newest row stays,
-/// so that no id is given twice.
-fn forget_runners(connection: &Connection) -> Result<(), TransactionError> {
+/// Delete the rows of ended runners to which no event refers any more. Otherwise every run that
+/// only deferred drafts would leave a row. The newest row stays, so that no id is used twice.
+fn delete_old_runners(connection: &Connection) -> Result<(), TransactionError> {
     connection
         .prepare_cached(
             "DELETE FROM runners WHERE id IN ( \
@@ -267,7 +265,7 @@ fn forget_runners(connection: &Connection) -> Result<(), TransactionError> {
                                      WHERE state = 'processing' AND owner = ended.id) \
                  ORDER BY id DESC LIMIT ?2)",
         )?
-        .execute([MAX_EVENTS_READ, MAX_FORGOTTEN])?;
+        .execute([MAX_EVENTS_READ, MAX_RUNNERS_CHECKED])?;
     Ok(())
 }
 

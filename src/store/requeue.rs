@@ -1,4 +1,4 @@
-//! An operator does something about a draft.
+//! Requeues finished drafts for an operator.
 
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::error::LibrarianError;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// What a requeue did with one draft.
+/// The result of a requeue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Requeued {
@@ -32,14 +32,14 @@ impl Serialize for Requeued {
 }
 
 impl DraftStore {
-    /// Put finished drafts back to pending, to be processed again in their old place in the
-    /// order, with a fresh error budget and no delay. One that is pending already stays as it is.
-    /// All in one transaction: on an error, none is moved.
+    /// Return finished drafts to pending, to be processed again in their old place in the order,
+    /// with a new error budget and no delay. A pending draft stays as it is. All in one
+    /// transaction: on an error, none is moved.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::UnknownDraft`] for an id that no draft has;
-    /// [`LibrarianError::DraftInProcessing`] for one that a runner has.
+    /// [`LibrarianError::UnknownDraft`] for an unknown id; [`LibrarianError::DraftInProcessing`]
+    /// for a draft in processing.
     pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
         let now = self.now_ms();
         let requeued = self.write("requeue drafts", |transaction| {

@@ -6,15 +6,18 @@ use super::claimed::{Claim, NewClaims, Next};
 use super::{DraftStore, counts};
 use crate::error::LibrarianError;
 
-/// What one run may claim: the drafts that were ready at one moment, in order of submission.
+/// The drafts that one run may claim: those that were pending and due at one moment, in order of
+/// submission.
 #[derive(Debug, Clone)]
 pub struct PendingSnapshot {
     pending_seen: usize,
-    /// Drafts up to here were claimed already: one that this run deferred is not met again.
+    /// Drafts up to this `seq` were claimed already, so that a draft that this run deferred is not
+    /// claimed again.
     pub(super) after: i64,
-    /// Drafts beyond this came in later.
+    /// Drafts after this `seq` were submitted later.
     pub(super) until: i64,
-    /// Never more than were seen: one that is requeued meanwhile may be between the others.
+    /// The number of drafts that can still be claimed, because drafts that are requeued meanwhile
+    /// may be between the others.
     remaining: usize,
 }
 
@@ -25,7 +28,7 @@ impl PendingSnapshot {
         self.pending_seen
     }
 
-    /// Whether nothing more can be claimed from it.
+    /// Whether no more drafts can be claimed from it.
     #[must_use]
     pub fn is_used_up(&self) -> bool {
         self.remaining == 0 || self.after >= self.until
@@ -36,7 +39,7 @@ impl PendingSnapshot {
         if self.is_used_up() { 0 } else { self.remaining }
     }
 
-    /// Move on past what was claimed.
+    /// Advance past these claims.
     pub(crate) fn advance(&mut self, claims: &NewClaims) {
         match claims.next {
             Next::Drafts => self.after = claims.found.last().map_or(self.after, |(seq, _)| *seq),
@@ -46,7 +49,7 @@ impl PendingSnapshot {
         self.remaining = self.remaining.saturating_sub(claims.found.len());
     }
 
-    /// Go back to the first of these claims, which were given back.
+    /// Go back to the first of these claims, which were released.
     pub(crate) fn rewind(&mut self, released: &[Box<Claim>]) {
         if let Some(first) = released.iter().map(|claim| claim.key.seq).min() {
             self.after = self.after.min(first - 1);
@@ -56,13 +59,13 @@ impl PendingSnapshot {
 }
 
 impl DraftStore {
-    /// Which drafts a run that begins now may claim.
+    /// The drafts that a run that begins now may claim.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn pending_snapshot(&self) -> Result<PendingSnapshot, LibrarianError> {
-        self.database().read("count what is pending", |connection| {
+        self.database().read("count pending drafts", |connection| {
             let last = connection
                 .prepare_cached(
                     "SELECT seq FROM drafts INDEXED BY drafts_ready \

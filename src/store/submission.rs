@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// What became of a submitted draft.
+/// The result of a submit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Submission {
@@ -13,7 +13,7 @@ pub struct Submission {
     pub id: DraftId,
     /// The state it is in: pending if it is new.
     pub state: DraftState,
-    /// Whether it is new. If not, nothing was changed.
+    /// Whether the draft is new. If not, nothing was changed.
     pub created: bool,
 }
 

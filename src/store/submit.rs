@@ -1,5 +1,5 @@
-//! A draft comes in. The same id is the same draft: a second submit adds nothing, changes
-//! nothing, and says where the first one is.
+//! Submits drafts. A draft with the same id is the same draft: a second submit adds nothing,
+//! changes nothing, and returns the state of the first.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use super::submission::Submission;
 use crate::draft::Draft;
 use crate::error::LibrarianError;
 
-/// Most drafts that share a commit.
+/// The largest number of drafts that share a commit.
 const MAX_GROUP: usize = 256;
 
 impl DraftStore {
-    /// Stage one draft. When this returns, the draft survives power loss.
+    /// Submit one draft. When this returns, the draft survives power loss.
     ///
-    /// Threads that submit at the same time share a commit, and with it the wait for the disk:
-    /// one of them writes for all that have come by then (the group commit of databases).
+    /// Threads that submit at the same time share a commit, and with it the wait for the disk
+    /// (group commit).
     ///
     /// # Errors
     ///
@@ -33,20 +33,20 @@ impl DraftStore {
             }
             Role::Leader { arrived } => {
                 let lead = Lead::new(&self.inner.group);
-                let come = self.inner.group.take_waiting(MAX_GROUP - 1);
-                self.submit_together(draft, come, lead, arrived)
+                let followers = self.inner.group.take_waiting(MAX_GROUP - 1);
+                self.submit_together(draft, followers, lead, arrived)
             }
         }
     }
 
-    /// Tell waiting runners, if there is something new.
+    /// Notify waiting runners if a draft is new.
     fn notify_of(&self, submissions: &[Submission]) {
         if submissions.iter().any(|submission| submission.created) {
             self.notify();
         }
     }
 
-    /// Submit this draft and those of the threads that wait, and tell them.
+    /// Submit this draft and those of waiting threads, and pass the results to the threads.
     fn submit_together(
         &self,
         draft: &Draft,
@@ -59,22 +59,22 @@ impl DraftStore {
             let drafts: Vec<&Draft> =
                 [draft].into_iter().chain(followers.iter().map(|(_, draft)| draft)).collect();
             let mut submissions = insert(transaction, &drafts, now)?;
-            // Who came while this waited for the write lock, or wrote, goes along.
+            // Take drafts that arrived during the wait for the write lock, and during the inserts.
             loop {
-                let come = self.inner.group.take_waiting(MAX_GROUP - submissions.len());
-                if come.is_empty() {
+                let late = self.inner.group.take_waiting(MAX_GROUP - submissions.len());
+                if late.is_empty() {
                     return Ok(submissions);
                 }
-                let drafts: Vec<&Draft> = come.iter().map(|(_, draft)| draft).collect();
+                let drafts: Vec<&Draft> = late.iter().map(|(_, draft)| draft).collect();
                 submissions.extend(insert(transaction, &drafts, now)?);
-                followers.extend(come);
+                followers.extend(late);
             }
         });
         let tickets = followers.into_iter().map(|(ticket, _)| ticket);
         match submissions {
             Ok(mut submissions) => {
                 self.notify_of(&submissions);
-                // `insert` answers for each draft, the leader's first.
+                // `insert` returns a result for each draft, the leader's first.
                 let own = submissions.remove(0);
                 lead.serve(tickets.zip(submissions.into_iter().map(Some)));
                 Ok(own)
@@ -89,11 +89,11 @@ impl DraftStore {
         }
     }
 
-    /// Stage many drafts in one transaction: all of them or, on an error, none.
+    /// Submit many drafts in one transaction: all of them or, on an error, none.
     ///
     /// # Errors
     ///
-    /// As for [`submit`](Self::submit), for the first draft that is not taken.
+    /// As for [`submit`](Self::submit), for the first draft that is rejected.
     pub fn submit_many<'a>(
         &self,
         drafts: impl IntoIterator<Item = &'a Draft>,
@@ -102,7 +102,7 @@ impl DraftStore {
         Ok(self.submit_timed(&drafts)?.0)
     }
 
-    /// As [`submit_many`](Self::submit_many); also for how long the write lock was held.
+    /// As [`submit_many`](Self::submit_many). Also returns how long the write lock was held.
     pub(super) fn submit_timed(
         &self,
         drafts: &[&Draft],
@@ -123,12 +123,12 @@ impl DraftStore {
         Ok((submissions, held))
     }
 
-    /// Stage many drafts in one transaction while they are being read: all of them or, when the
-    /// iterator gives an error or the store does, none.
+    /// Submit many drafts in one transaction while they are being read: all of them or, if the
+    /// iterator or the store fails, none.
     ///
-    /// The transaction holds the write lock from before the first draft is asked for until after
-    /// the last: nobody else can write meanwhile. Texts are not kept in memory; what is kept is
-    /// ten bytes a draft, for the answer.
+    /// The transaction holds the write lock from before the first draft is read until after the
+    /// last, and no other process can write meanwhile. Texts are not kept in memory; the results
+    /// are, at ten bytes a draft.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl DraftStore {
                         }
                         Some(Err(error)) => {
                             stopped_by = Some(error);
-                            // Any error undoes the transaction; this one is not returned.
+                            // Any error rolls back the transaction; this one is not returned.
                             let stopped = io::Error::from(io::ErrorKind::Interrupted);
                             return Err(LibrarianError::DraftIo(stopped).into());
                         }

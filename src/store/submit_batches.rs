@@ -24,8 +24,8 @@ struct Size {
 }
 
 impl Size {
-    /// The largest batch that is allowed after one of this size held the lock for so long: at
-    /// most twice as large.
+    /// The largest batch that may follow one of this size that held the lock for `held`: at most
+    /// twice as large.
     fn next(self, held: Duration) -> Self {
         let scale = |size: usize, smallest: usize, largest| {
             let scaled = (size as u128 * AIM.as_micros()) / held.as_micros().max(1);
@@ -41,9 +41,9 @@ impl Size {
 
 /// Submits drafts in batches, each one transaction.
 ///
-/// The size of a batch follows from how long the last one held the write lock, so that other
-/// writers wait 100 ms at most (unless the disk stalls, or a single draft takes longer). Drafts
-/// that were not committed yet are lost when this is dropped; call [`finish`](Self::finish).
+/// The size of a batch depends on how long the last one held the write lock, so that other writers
+/// wait 100 ms at most (unless the disk stalls, or a single draft takes longer). Drafts that were
+/// not committed yet are lost when this is dropped; call [`finish`](Self::finish).
 #[derive(Debug)]
 #[must_use = "drafts that were not committed are lost when this is dropped"]
 pub struct BatchedSubmit<'s> {
@@ -61,15 +61,15 @@ impl DraftStore {
 }
 
 impl BatchedSubmit<'_> {
-    /// Add a draft. If the batch has no room for it, or is full with it, the batch is committed:
-    /// the answers for its drafts, in their order, are returned once they survive power loss.
+    /// Add a draft. If the batch has no room for it, or is full with it, the batch is committed,
+    /// and the results of its drafts are returned, in their order, once they survive power loss.
     /// Otherwise nothing is returned.
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::DraftRejected`] for this draft alone: it is not added. Other errors as
-    /// for [`DraftStore::submit_many`]: nothing of the batch is stored, and its drafts are
-    /// dropped; batches that were answered for are stored.
+    /// [`LibrarianError::DraftRejected`] for this draft alone, which is not added. Other errors as
+    /// for [`DraftStore::submit_many`]: nothing of the batch is stored, and its drafts are dropped;
+    /// earlier batches are stored.
     pub fn push(&mut self, draft: Draft) -> Result<Vec<Submission>, LibrarianError> {
         draft.check(self.store.max_text_bytes())?;
         let bytes = draft.raw_text().len();
@@ -92,7 +92,7 @@ impl BatchedSubmit<'_> {
         Ok(submissions)
     }
 
-    /// Commit what is left. More drafts may follow.
+    /// Commit the drafts of the last batch. More drafts may follow.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Single moves by id, under the file version's name.
+//! Moves single drafts by id, under the file version's name.
 
 use rusqlite::named_params;
 
@@ -8,13 +8,13 @@ use crate::id::DraftId;
 use crate::state::DraftState;
 
 impl DraftStore {
-    /// Move a draft along one of a runner's edges, as the file version does. A claim made so has
-    /// no owner: age alone recovers it. A runner of one's own should use
-    /// [`claim_next`](Self::claim_next) and [`finish`](Self::finish).
+    /// Move a draft as a runner may, as the file version does. Such a claim has no owner, so that
+    /// age alone recovers it. A runner should use [`claim_next`](Self::claim_next) and
+    /// [`finish`](Self::finish).
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::InvalidDraftTransition`] for an edge that no runner has,
+    /// [`LibrarianError::InvalidDraftTransition`] for a move that no runner may make,
     /// [`LibrarianError::DraftNotFound`] if the draft is not in `from`.
     pub fn transition(
         &self,

@@ -1,8 +1,9 @@
-//! The wakeup file: whoever submits or requeues writes to it, and waiting runners are told by
-//! inotify.
+//! How a waiting runner learns of new work: the wakeup file, and a query.
 //!
-//! The file is in the runners directory beside the database, among the lock files. The end of a
-//! runner closes its lock file, which inotify reports as well.
+//! A process that submits or requeues writes to the wakeup file, which is in the runners directory
+//! beside the database, among the lock files. inotify reports that to waiting runners. It also
+//! reports the end of a runner, because that closes its lock file. Writers that do not notify, such
+//! as a SQL shell, are found by the query.
 
 use std::io::{self, Write as _};
 
@@ -17,25 +18,25 @@ use crate::error::LibrarianError;
 /// The wakeup file's name.
 pub(crate) const WAKEUP_FILE: &str = "wakeup";
 
-/// What a waiting runner polls for.
+/// The result of a poll for new work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NewWork {
     /// The seq of the history's last event.
     pub last_event: i64,
-    /// Whether drafts have become claimable since the event that was given, and one is still
-    /// claimable: others may have taken them.
+    /// Whether drafts have become claimable since the given event, and one is still claimable:
+    /// other runners may have claimed them.
     pub work: bool,
     /// When the next delayed draft is due, in milliseconds since the epoch.
     pub next_due_ms: Option<i64>,
 }
 
 impl DraftStore {
-    /// Tell waiting runners that there is work. To be called after the commit: what wakes them
-    /// must be visible by then. (An inotify watch on the -wal file fires before it is.)
+    /// Notify waiting runners that there is work. Call it after the commit, because the work must
+    /// be visible by then. (An inotify watch on the -wal file fires before it is.)
     pub(crate) fn notify(&self) {
-        // Only a waiting runner creates the file. Without it nobody waits, and to test for it is
-        // cheaper than to open the directory. A waiting runner also polls, so a notification that
-        // fails is no error, and a file that is not to be trusted is left alone.
+        // Only a waiting runner creates the file. Without it no runner waits, and this test is
+        // cheaper than opening the directory. A waiting runner also polls, so a failed notification
+        // is no error, and a file that must not be trusted is left alone.
         let path = self.inner.runners_directory.join(WAKEUP_FILE);
         if std::fs::symlink_metadata(path).is_err() {
             return;
@@ -46,16 +47,16 @@ impl DraftStore {
         }
     }
 
-    /// Create the wakeup file if there is none, and be told of writes to it and of the end of
-    /// runners. Each notification opens, writes and closes the file; so does the end of a runner
-    /// with its lock file. `None` where the kernel grants no inotify (its limits are per user).
+    /// Create the wakeup file if there is none, and listen for writes to it and for the end of
+    /// runners. Each notification opens, writes and closes the file; the end of a runner closes its
+    /// lock file. `None` if the kernel grants no inotify (its limits are per user).
     ///
     /// # Errors
     ///
     /// [`LibrarianError::CannotCreate`], and [`LibrarianError::Untrusted`] if the runners directory
     /// or something in it must not be used; [`LibrarianError::Io`].
     pub(crate) fn listen(&self) -> Result<Option<Inotify>, LibrarianError> {
-        let directory = self.make_runners_directory()?;
+        let directory = self.create_runners_directory()?;
         directory.check_contents()?;
         match directory.create_file(WAKEUP_FILE, OFlags::WRONLY) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -72,10 +73,10 @@ impl DraftStore {
         };
         Ok(watch().ok())
     }
-    /// What has come in since this event. Reads only the events since then, however long the
-    /// queue and the history are.
+    /// New work since this event. Reads only the events since then, however long the queue and the
+    /// history are.
     pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
-        self.database().read("look for new work", |connection| {
+        self.database().read("find new work", |connection| {
             let last_event = last_event(connection)?;
             let work = last_event > since
                 && connection
@@ -97,7 +98,7 @@ impl DraftStore {
     }
 }
 
-/// The seq of the history's last event; 0 if there is none.
+/// The `seq` of the history's last event; 0 if there is none.
 fn last_event(connection: &Connection) -> Result<i64, TransactionError> {
     let mut statement =
         connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;

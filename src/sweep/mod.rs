@@ -1,8 +1,8 @@
-//! A safe directory walk: the files that agents and people left behind, as drafts.
+//! Sweeps: files that agents and people wrote become drafts.
 //!
-//! A sweep has two steps. [`find`] walks the named paths and reads no file; [`SweepFiles::drafts`] then
-//! reads one file at a time, so that a caller knows how much there is to do, submits in batches,
-//! and never holds all texts at once.
+//! A sweep has two steps. [`find`] walks the named paths and reads no file. [`SweepFiles::drafts`]
+//! then reads one file at a time, so that the caller knows the number of files, can submit in
+//! batches, and never holds all texts at once.
 //!
 //! ```no_run
 //! use std::time::SystemTime;
@@ -26,23 +26,23 @@
 //!
 //! # What is taken
 //!
-//! Below a named directory: regular files whose name ends in `.md`, `.markdown` or `.txt`, in
-//! whatever case, at any depth, hidden files too. Directories whose name begins with a dot are not
+//! Below a named directory: regular files whose name ends in `.md`, `.markdown` or `.txt`, in upper
+//! or lower case, at any depth, hidden files too. Directories whose name begins with a dot are not
 //! entered. Symbolic links are not followed, neither to files nor to directories. Files with other
-//! names are passed over without a word; everything else that is not taken is reported with its
-//! [`SkipReason`], and never stops the sweep.
+//! names are ignored; everything else that is skipped is reported with its [`SkipReason`], and
+//! never stops the sweep.
 //!
-//! A path that was named is taken at its word: it may be hidden, it may be a symbolic link, and if
-//! it is a file, its name may end in anything. Where two named paths lead to the same file, it is
-//! taken once, under the first of them.
+//! A path that was named may be hidden, it may be a symbolic link, and if it is a file, its name
+//! may have any ending. If two named paths lead to the same file, it is taken once, under the first
+//! of them.
 //!
 //! # What a hostile tree cannot do
 //!
-//! The tree may change while it is swept, and whoever changes it may mean harm. Below a named
-//! directory every part of a path is opened on its own and without following links, so a
-//! directory swapped for a link does not lead out of the tree. Nothing is opened that is not a
-//! regular file by then, and opening does not wait, so a FIFO cannot hold the sweep up. At most one
-//! byte more than the limit is read, whatever size a file claims to have.
+//! The tree may change during the sweep, with bad intent. Below a named directory every part of a
+//! path is opened separately and without following links, so a directory that was swapped for a
+//! link does not lead out of the tree. Only regular files are opened, and opening does not block,
+//! so a FIFO cannot stop the sweep. At most one byte more than the limit is read, whatever the size
+//! of the file.
 
 mod options;
 mod read;

@@ -9,13 +9,13 @@ use crate::metadata::{DraftMetadata, DraftSourceSurface};
 pub struct SweepOptions {
     /// The metadata of every draft; the provenance URI is set for each file.
     pub metadata: DraftMetadata,
-    /// Largest file that is taken, in bytes. It should be the limit of the store.
+    /// The largest file that is taken, in bytes. It should be the store's limit.
     pub max_text_bytes: usize,
 }
 
 impl SweepOptions {
-    /// These metadata, with the surface's [default agent](default_agent) if they name none, and
-    /// the default limit of [`DEFAULT_MAX_TEXT_BYTES`].
+    /// Options with these metadata, with the surface's [default agent](default_agent) if they name
+    /// none, and with the default limit of [`DEFAULT_MAX_TEXT_BYTES`].
     #[must_use]
     pub fn new(mut metadata: DraftMetadata) -> Self {
         if metadata.source_agent.is_none() {
@@ -25,7 +25,7 @@ impl SweepOptions {
     }
 }
 
-/// The agent whose files a sweep of this surface finds, where the surface says so.
+/// The agent whose files a sweep of this surface finds, if the surface implies one.
 ///
 /// The agent is part of a draft's id; the file version fills in the same.
 #[must_use]
@@ -43,7 +43,7 @@ pub fn default_agent(surface: DraftSourceSurface) -> Option<&'static str> {
     }
 }
 
-/// Whether drafts of this surface are found as files in directories.
+/// Whether drafts of this surface are files in directories.
 #[must_use]
 pub fn is_sweep_surface(surface: DraftSourceSurface) -> bool {
     match surface {

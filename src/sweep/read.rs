@@ -13,32 +13,32 @@ use super::walk::{Entry, Identity, Root, SweepFiles};
 use crate::draft::Draft;
 use crate::metadata::{DraftMetadata, MAX_METADATA_BYTES};
 
-/// What became of one thing that was found.
+/// One file or directory that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swept {
     /// It is a draft, not yet submitted.
     Draft(Draft),
-    /// It was not taken.
+    /// It was skipped.
     Skipped(SkippedFile),
 }
 
 impl SweepFiles {
-    /// Read the files, one at each step.
+    /// Read the files, one at each step of the iterator.
     ///
-    /// The iterator yields each thing that was found once, in order, as a draft or as skipped. It
-    /// holds no text that it has yielded.
+    /// The iterator yields each file or directory that was found once, in order, as a draft or as
+    /// skipped. It keeps no text.
     #[must_use]
     pub fn drafts<'a>(&'a self, options: &'a SweepOptions) -> SweepDrafts<'a> {
         SweepDrafts { found: self, options, next: 0, directory: None }
     }
 }
 
-/// The drafts of a sweep, and what was skipped; see [`SweepFiles::drafts`].
+/// The drafts and skipped files of a sweep; see [`SweepFiles::drafts`].
 pub struct SweepDrafts<'a> {
     found: &'a SweepFiles,
     options: &'a SweepOptions,
     next: usize,
-    /// The directory of the file read last: the next one is often in it.
+    /// The directory of the last file, because the next file is often in it.
     directory: Option<OpenDirectory<'a>>,
 }
 
@@ -84,10 +84,10 @@ impl<'a> SweepDrafts<'a> {
         Ok(Draft::with_metadata(raw_text, metadata))
     }
 
-    /// Open a file that was regular when it was found, if it still is.
+    /// Open a file that was a regular file when it was found, if it still is.
     fn open(&mut self, entry: &'a Entry) -> Result<File, Skip> {
-        // O_NONBLOCK and O_NOCTTY are for what may take the file's place between the look and the
-        // opening: a FIFO nobody writes to, a terminal.
+        // O_NONBLOCK and O_NOCTTY are for a FIFO or a terminal that replaces the file between the
+        // check and the opening.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = match (entry.below.parent(), entry.below.file_name()) {
             (Some(parent), Some(name)) => {
@@ -128,8 +128,8 @@ impl<'a> SweepDrafts<'a> {
 }
 
 impl Root {
-    /// Links in the named path are followed at every opening; they must still lead to the same
-    /// place as when the user's word was taken for it.
+    /// Links in the named path are followed at each opening. They must lead to the same file or
+    /// directory as at the start of the sweep.
     fn recognize(&self, opened: impl AsFd) -> Result<(), Skip> {
         let identity = Identity::of(&rustix::fs::fstat(opened)?);
         if identity == self.identity { Ok(()) } else { Err(Skip::new(SkipReason::Changed)) }
@@ -143,10 +143,10 @@ fn regular(stat: &Stat) -> Result<(), Skip> {
     }
 }
 
-/// The provenance URI of this absolute path: not percent-encoded, though a URI should be, because
-/// the file version writes it so, and a draft's id follows from it. For a path that is named
-/// absolutely the two versions give one id. (Named relatively, the file version keeps the relative
-/// path, which says little about where the file is; those ids differ.)
+/// The provenance URI of this absolute path. It is not percent-encoded, because the file version
+/// does not encode it, and the draft's id depends on it. For an absolute named path the two
+/// versions give one id. (For a relative one, the file version keeps the relative path; those ids
+/// differ.)
 pub(super) fn file_uri(path: &Path) -> Result<String, Skip> {
     let path = path.to_str().ok_or(Skip::new(SkipReason::NonUtf8Name))?;
     let uri = format!("file://{path}");
@@ -156,8 +156,8 @@ pub(super) fn file_uri(path: &Path) -> Result<String, Skip> {
     Ok(uri)
 }
 
-/// The whole text of a file that holds still while it is read: half of what somebody is about to
-/// write would become a draft of its own.
+/// The whole text of a file, if the file does not change while it is read: half of a text would
+/// become a draft of its own.
 fn read_text(file: &File, limit: usize) -> Result<String, Skip> {
     let before = rustix::fs::fstat(file)?;
     let bytes = read_capped(file, u64::try_from(before.st_size).unwrap_or_default(), limit)?;
@@ -168,15 +168,15 @@ fn read_text(file: &File, limit: usize) -> Result<String, Skip> {
         let offset = error.utf8_error().valid_up_to();
         Skip::with(SkipReason::NotUtf8, format!("invalid at byte {offset}"))
     })?;
-    // Some editors leave a byte order mark in a file that is otherwise empty.
+    // Some editors leave a byte order mark in an otherwise empty file.
     if text.trim_start_matches('\u{feff}').trim().is_empty() {
         return Err(Skip::new(SkipReason::Empty));
     }
     Ok(text)
 }
 
-/// All bytes, if there are at most `limit`; at most one more is read to find out. The size that
-/// the file claims is not to be relied on: it may grow, and files in `/proc` claim none.
+/// All bytes, if there are at most `limit`; at most one more is read. The file's size is not relied
+/// on: a file may grow, and files in `/proc` report no size.
 pub(super) fn read_capped(reader: impl Read, claimed: u64, limit: usize) -> Result<Vec<u8>, Skip> {
     let too_large = || Skip::with(SkipReason::TooLarge, format!("more than {limit} bytes"));
     let cap = u64::try_from(limit).unwrap_or(u64::MAX);

@@ -7,12 +7,12 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use serde::{Serialize, Serializer};
 
-/// Why a file, or a directory with all that is in it, was not taken.
+/// Why a file, or a directory with everything in it, was skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// The file holds nothing, or nothing but white space (and a byte order mark).
+    /// The file is empty, or holds only white space (and a byte order mark).
     Empty,
     /// The file has more bytes than the limit.
     TooLarge,
@@ -22,14 +22,14 @@ pub enum SkipReason {
     Unreadable,
     /// A FIFO, a socket or a device.
     NotRegular,
-    /// A symbolic link that nobody named.
+    /// A symbolic link that was not named itself.
     Symlink,
     /// The path is not UTF-8, and a provenance URI is.
     NonUtf8Name,
     /// The path is too long for a provenance URI ([`MAX_METADATA_BYTES`]).
     NameTooLong,
-    /// The file went away, was replaced, or was written to while the sweep was at it; the next
-    /// sweep will take it if it is complete by then.
+    /// The file was removed, replaced or written to during the sweep. The next sweep takes it if it
+    /// is complete.
     Changed,
 }
 
@@ -47,7 +47,7 @@ impl SkipReason {
         Self::Changed,
     ];
 
-    /// The reason for a program, in snake_case.
+    /// The reason in snake_case, for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl SkipReason {
         }
     }
 
-    /// The reason for a person, as the end of a sentence that begins with the path.
+    /// The reason for people, as the end of a sentence that begins with the path.
     #[must_use]
     pub fn explanation(self) -> &'static str {
         match self {
@@ -80,25 +80,25 @@ impl SkipReason {
     }
 }
 
-/// A file or directory that was not taken.
+/// A file or directory that was skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SkippedFile {
-    /// Its absolute path. As JSON, what is not UTF-8 in it becomes U+FFFD.
+    /// Its absolute path. In JSON, bytes that are not UTF-8 become U+FFFD.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// Why it was not taken.
+    /// Why it was skipped.
     pub reason: SkipReason,
-    /// More about the reason, such as the system's error. It holds nothing of the file's content.
+    /// More about the reason, such as the system's error. It holds none of the file's content.
     pub detail: Option<String>,
 }
 
-/// serde refuses a path that is not UTF-8, and just such paths are to be reported here.
+/// serde refuses a path that is not UTF-8, and such paths must be reported.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// A reason and its detail, before they belong to a path.
+/// A reason and its detail, without a path.
 #[derive(Debug, Clone)]
 pub(super) struct Skip {
     pub reason: SkipReason,
@@ -130,7 +130,7 @@ impl Skip {
 }
 
 impl From<Errno> for Skip {
-    /// The failure of a system call on something that was there when it was found.
+    /// The failure of a system call on a file that existed when it was found.
     fn from(errno: Errno) -> Self {
         let reason = match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => SkipReason::Changed,

@@ -213,7 +213,7 @@ fn links_are_not_followed() {
     symlink(&outside, tree.join("out")).unwrap();
     symlink(outside.join("secret.md"), tree.join("out.md")).unwrap();
     symlink("/dev/zero", tree.join("zero.txt")).unwrap();
-    // Nothing to say of these: a link to something that is no draft, a hidden directory.
+    // Ignored without a report: a link to a file with another ending, a hidden directory.
     symlink("/dev/zero", tree.join("zero")).unwrap();
     symlink(&outside, tree.join(".out")).unwrap();
     let (drafts, skipped) = sweep(&[&tree], &tree);
@@ -309,7 +309,7 @@ fn a_tree_that_changes_all_the_time_leads_nowhere() {
                 exchange();
             }
         });
-        // The other thread must be told even if the sweep panics, or it would never end.
+        // The other thread must be stopped even if the sweep panics, or it would never end.
         let swept = std::panic::catch_unwind(|| {
             for _ in 0..300 {
                 let (drafts, _) = sweep(&[&tree], &tree);
@@ -376,7 +376,7 @@ fn a_file_reached_in_two_ways_is_taken_once() {
     // Named first, a link to a file lends it its name.
     let (drafts, _) = sweep(&[&tree.join("dir/link.md"), &tree], &tree);
     assert_eq!(names(&drafts), ["dir/link.md"]);
-    // Hard links are two files to everybody who looks.
+    // Hard links are two files.
     fs::hard_link(&file, tree.join("dir/hard.md")).unwrap();
     let (drafts, _) = sweep(&[&tree, &tree], &tree);
     assert_eq!(names(&drafts), ["dir/a.md", "dir/hard.md"]);

@@ -13,10 +13,10 @@ use walkdir::{DirEntry, WalkDir};
 use super::skip::{Skip, SkipReason};
 use crate::error::LibrarianError;
 
-/// What the ends of file names below a named directory may be, in whatever case.
+/// The endings of file names that are taken below a named directory, in upper or lower case.
 pub const EXTENSIONS: [&str; 3] = ["md", "markdown", "txt"];
 
-/// What a file or directory is, whatever its name: device and inode.
+/// The identity of a file or directory: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity(u64, u64);
 
@@ -29,8 +29,8 @@ impl Identity {
 /// A path that was named.
 #[derive(Debug)]
 pub(super) struct Root {
-    /// As it was named. It is walked and opened under this name: from a working directory below
-    /// one that may not be searched, the absolute path leads nowhere.
+    /// The path as it was named. It is walked and opened under this name, because below a directory
+    /// that may not be searched the absolute path cannot be opened.
     pub named: PathBuf,
     pub absolute: PathBuf,
     pub kind: FileType,
@@ -38,7 +38,7 @@ pub(super) struct Root {
 }
 
 impl Root {
-    /// The path of the named thing itself, with links in what leads to it resolved.
+    /// The path of the named file or directory itself, with the links in its parent resolved.
     fn place(&self) -> Option<PathBuf> {
         let parent = fs::canonicalize(self.absolute.parent()?).ok()?;
         Some(parent.join(self.absolute.file_name()?))
@@ -57,9 +57,9 @@ impl Root {
     }
 }
 
-/// The absolute path of what was named. Symbolic links in it are not resolved, with one exception:
-/// `..` in a relative path is, by the file system, up to and including the last one. Otherwise
-/// `../notes` would be another source, and its drafts other drafts, from every working directory.
+/// The absolute path of a named path. Symbolic links in it are not resolved, with one exception: in
+/// a relative path, everything up to and including the last `..` is. Otherwise `../notes` would be
+/// another source, with other drafts, from each working directory.
 pub(super) fn absolute(named: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(named)?;
     let parts: Vec<Component<'_>> = path.components().collect();
@@ -74,7 +74,7 @@ pub(super) fn absolute(named: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// A candidate, or what the walk already skips.
+/// A file to read, or a file or directory to skip.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// Index of the named path.
@@ -95,8 +95,9 @@ pub struct SweepFiles {
 ///
 /// # Errors
 ///
-/// [`LibrarianError::Io`] if one of the paths is not there or cannot be reached; all of them are
-/// looked at before the first is walked. What cannot be read below them is no error.
+/// [`LibrarianError::Io`] if one of the paths does not exist or cannot be reached. All of them are
+/// checked before the first is walked. Unreadable files and directories below them are not an
+/// error.
 pub fn find<P: AsRef<Path>>(paths: &[P]) -> Result<SweepFiles, LibrarianError> {
     let roots: Vec<Root> =
         paths.iter().map(|path| Root::look_at(path.as_ref())).collect::<Result<_, _>>()?;
@@ -109,7 +110,7 @@ pub fn find<P: AsRef<Path>>(paths: &[P]) -> Result<SweepFiles, LibrarianError> {
             kind => entries.push(itself(Some(Skip::not_regular(kind)))),
         }
     }
-    // Within one walk nothing comes up twice.
+    // One walk finds nothing twice.
     if roots.len() > 1 {
         take_once(&roots, &mut entries);
     }
@@ -148,8 +149,8 @@ fn is_hidden_directory(entry: &DirEntry) -> bool {
     entry.file_type().is_dir() && is_hidden(entry)
 }
 
-/// Whether the entry is taken or, if it cannot be, worth a word: a name that promises a draft, or
-/// a link to a directory in which there might be some.
+/// Whether the entry is taken or, if that is impossible, reported: its name has a supported ending,
+/// or it is a link to a directory.
 fn is_of_interest(entry: &DirEntry) -> bool {
     let kind = entry.file_type();
     let supported = entry.path().extension().is_some_and(|extension| {
@@ -163,11 +164,12 @@ fn is_of_interest(entry: &DirEntry) -> bool {
     !kind.is_dir() && (supported || leads_to_directory())
 }
 
-/// Drop what comes up again under a later root, and links that are roots themselves.
+/// Remove entries that were found under an earlier root as well, and links that are roots
+/// themselves.
 fn take_once(roots: &[Root], entries: &mut Vec<Entry>) {
-    // Where each root itself is, link or not, and where it leads. Between a root and what was
-    // found below it there is no link, so one resolved path per root is enough. Hard links stay
-    // apart: they are different paths, and different sources.
+    // The path of each root itself, and the path that it leads to. Between a root and the files
+    // below it there is no link, so one resolved path per root is enough. Hard links stay separate:
+    // they are different paths, and different sources.
     let places: HashSet<PathBuf> = roots.iter().filter_map(Root::place).collect();
     let targets: Vec<PathBuf> = roots
         .iter()
@@ -190,13 +192,13 @@ impl Entry {
 }
 
 impl SweepFiles {
-    /// How many things [`drafts`](Self::drafts) yields: the files to read, and what is skipped.
+    /// How many items [`drafts`](Self::drafts) yields: the files to read, and the skipped ones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether nothing was found, not even something to skip.
+    /// Whether nothing was found, not even a skipped file.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

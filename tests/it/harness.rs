@@ -29,8 +29,8 @@ pub fn store() -> (tempfile::TempDir, DraftStore) {
     (directory, store)
 }
 
-/// Close a store. A thread of its pool may be the last to let go of the connections, and only
-/// then is the WAL checked in and gone.
+/// Close a store. A thread of its pool may drop the last connection, and only then is the WAL
+/// checkpointed and removed.
 pub fn close(store: DraftStore) {
     let mut wal = store.path().as_os_str().to_owned();
     drop(store);
@@ -49,7 +49,7 @@ pub fn draftq(path: &Path) -> Command {
     command
 }
 
-/// Whether a program can be started; if not, the test says that it does without.
+/// Whether a program can be started. If not, prints that the test is skipped.
 pub fn have(program: &str) -> bool {
     let found = Command::new(program)
         .arg("--version")
@@ -102,7 +102,7 @@ pub fn assert_whole(path: &Path) {
     let check: String =
         connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(check, "ok");
-    // Of what was deleted the history keeps one event.
+    // The history keeps one event of a deleted draft.
     let broken: i64 = connection
         .query_row(
             "WITH steps AS (
@@ -134,7 +134,7 @@ pub struct Sandbox {
     directory: TempDir,
 }
 
-/// What a finished `draftq` left.
+/// The result of a finished `draftq`.
 #[derive(Debug)]
 pub struct Ran {
     /// The exit code; `None` if it was killed by a signal.
@@ -173,7 +173,7 @@ impl Sandbox {
         self.directory.path().join("home")
     }
 
-    /// Where the database is if nobody says otherwise.
+    /// The default path of the database.
     pub fn db(&self) -> PathBuf {
         self.home().join(".local/share/draftq/drafts.db")
     }

@@ -7,7 +7,7 @@ use std::{env, fs, io, path};
 
 use rustix::io::Errno;
 
-/// The absolute path of the program, or the path at fault and what is wrong with it.
+/// The absolute path of the program, or the path that fails and why.
 pub(super) fn find(program: &OsStr) -> Result<PathBuf, (PathBuf, Errno)> {
     if program.as_bytes().contains(&b'/') {
         let path = path::absolute(program).map_err(|_| (program.into(), Errno::NOENT))?;
@@ -16,7 +16,7 @@ pub(super) fn find(program: &OsStr) -> Result<PathBuf, (PathBuf, Errno)> {
     which::which(program)
         .and_then(|found| path::absolute(found).map_err(|_| which::Error::CannotFindBinaryPath))
         .map_err(|_| {
-            // A file in PATH that is only lacking its x bit is more help than "not found".
+            // A file in PATH that only lacks its x bit is a better answer than "not found".
             let dirs = env::var_os("PATH").unwrap_or_default();
             env::split_paths(&dirs)
                 .map(|dir| dir.join(program))
@@ -25,7 +25,7 @@ pub(super) fn find(program: &OsStr) -> Result<PathBuf, (PathBuf, Errno)> {
         })
 }
 
-/// Why the file at this path, which is not a program that can be run, is none.
+/// Why the file at this path cannot be run.
 fn why_not(path: &Path) -> Errno {
     match fs::metadata(path) {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Errno::NOENT,

@@ -1,4 +1,4 @@
-//! The guard: a process that kills the programs which this process leaves behind.
+//! The guard: a process that kills this process's programs when this process has died.
 
 use std::io::{self, PipeWriter};
 use std::os::fd::AsFd as _;
@@ -10,16 +10,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, write};
 use rustix::process::RawPid;
 
-/// Part of every system that has a shell at all, and the guard needs nothing but builtins.
+/// Every system with a shell has this path, and the guard needs only builtins.
 const SHELL: &str = "/bin/sh";
 
-/// Reads `SLOT GROUP` (a group runs in this slot) and `SLOT` (none does) until the end of file,
-/// which comes when this process is gone, and then kills what is left, up to the first slot that it
-/// was never told of. A slot, unlike a list, costs the same however many programs run.
+/// Reads `SLOT GROUP` (a group runs in this slot) and `SLOT` (the slot is empty) until the end of
+/// file, which comes when this process has ended. Then it kills the groups in all slots up to the
+/// first one that it has not read of. A slot, unlike a list, costs the same however many programs
+/// run.
 ///
-/// The group's leader is killed by its own id as well: it may have gone over to another group.
-/// Descriptors that this process has inherited itself are not kept open (POSIX shells can name
-/// those up to 9).
+/// The group's leader is killed by its id as well, because it may have moved to another group. The
+/// guard closes the descriptors that it inherits (POSIX shells can name those up to 9).
 const SCRIPT: &str = "\
 # draftq: kills the programs that its parent process leaves behind
 trap '' HUP INT QUIT TERM ALRM USR1 USR2 PIPE TSTP TTIN TTOU
@@ -32,7 +32,7 @@ while eval \"group=\\${group$slot-none}\" && [ \"$group\" != none ]; do
 done
 ";
 
-/// A running guard. Dropping it kills it, so that it kills nothing.
+/// A running guard. Dropping it kills it before it can kill any program.
 #[derive(Debug)]
 pub(super) struct Guard {
     process: Child,
@@ -43,17 +43,17 @@ impl Guard {
     /// Start a guard over these groups, by slot.
     pub(super) fn start(groups: &[Option<RawPid>]) -> io::Result<Self> {
         let (reader, pipe) = io::pipe()?;
-        // A guard that does not read, because somebody has stopped it, must not stop this process.
+        // A guard that does not read, because it is stopped, must not block this process.
         ioctl_fionbio(&pipe, true)?;
         let process = Command::new(SHELL)
             .args(["-c", SCRIPT])
             .stdin(reader)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // Neither secrets nor a directory are to be kept longer than this process does.
+            // The guard must hold no secrets and no directory for longer than this process does.
             .env_clear()
             .current_dir("/")
-            // Ctrl-C and signals to this process's group are not for the guard.
+            // The guard must not receive Ctrl-C and signals to this process's group.
             .process_group(0)
             .spawn()?;
         let mut guard = Self { process, pipe: Arc::new(pipe) };
@@ -63,9 +63,9 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Say which group runs in this slot now, if any.
+    /// Set the group of this slot.
     ///
-    /// An error means that this guard is no good any more: it is dead, or does not read.
+    /// An error means that this guard must be replaced: it is dead, or does not read.
     pub(super) fn tell(&mut self, slot: usize, group: Option<RawPid>) -> io::Result<()> {
         let line = match group {
             Some(group) => format!("{slot} {group}\n"),
@@ -81,7 +81,7 @@ impl Guard {
         }
     }
 
-    /// The pipe to the guard. Polled for nothing, it shows an error once the guard is dead.
+    /// The pipe to the guard. Polled for no event, it shows an error once the guard is dead.
     pub(super) fn pipe(&self) -> Arc<PipeWriter> {
         Arc::clone(&self.pipe)
     }
@@ -100,8 +100,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // In this order: at the end of file a guard that lives would kill all programs. It is not
-        // reaped before this, so neither call can fail but by being late.
+        // In this order, because a live guard kills all programs at the end of file. The guard has
+        // not been reaped before, so neither call can fail.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

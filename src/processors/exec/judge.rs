@@ -69,8 +69,7 @@ pub(super) fn judge(
     }
 }
 
-/// The error of a program that cannot work now, for whatever draft; the reason, if it gave one,
-/// may hold anything.
+/// The error of a program that cannot work now, whatever the draft. The reason may hold anything.
 fn unavailable(reason: String) -> ProcessorError {
     ProcessorError::new("unavailable", "the program says that it is unavailable")
         .with_detail(reason)
@@ -90,7 +89,7 @@ fn failure(status: ExitStatus) -> ProcessorError {
                 format!("the program was killed by signal {signal}{name}"),
             )
         }
-        // Stopped or continued: not asked for, so not reported.
+        // Stopped or continued: the wait does not ask for these.
         (None, None) => ProcessorError::new("signal", "the program ended without an exit status"),
     }
 }

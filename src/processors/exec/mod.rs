@@ -1,4 +1,4 @@
-//! A processor that asks any program: one process per draft.
+//! A processor that starts a program for each draft.
 
 mod find;
 mod guard;
@@ -29,25 +29,25 @@ pub use self::reply::MAX_NOTE_BYTES;
 pub use self::running::MAX_OUTPUT_BYTES;
 pub use self::tail::STDERR_TAIL_BYTES;
 
-/// Starts a program for each draft and takes its answer as the decision.
+/// Starts a program for each draft; the program's answer is the decision.
 ///
-/// **What the program gets.** The arguments as given, with no shell in between; the environment
-/// and the working directory of this process; on standard input the draft as one line of JSON
-/// ([`Draft::to_envelope`]), then end of file. It may read as much of that as it likes. The
+/// **Input.** The arguments as given, with no shell in between; the environment and the working
+/// directory of this process; on standard input the draft as one line of JSON
+/// ([`Draft::to_envelope`]), then end of file. The program may read as much of it as it needs. The
 /// draft's text is in no argument, no environment variable and no file.
 ///
-/// **What it answers.** One JSON object on the last non-empty line of its standard output:
+/// **Answer.** One JSON object on the last non-empty line of standard output:
 ///
 /// ```json
 /// {"decision":"deferred","note":"not now","output":{"any":"JSON"},"usage":{"input_tokens":1200,"cost_usd":0.004},"retry_after_secs":60,"hold_secs":2.5}
 /// ```
 ///
-/// All keys but `decision` are optional, and null is as good as absent for them. `decision` is one
-/// of `accepted`, `skipped`, `failed`, `quarantined` and `deferred`. An `id`, if there is one, must
-/// be that of the draft. The two delays are numbers of seconds, not negative, and held to
-/// [`MAX_DELAY`](crate::outcome::MAX_DELAY); the note has at most [`MAX_NOTE_BYTES`]; the output
-/// is kept as it was written; `usage` is an object of numbers. A program that cannot work now, for
-/// whatever draft, answers `{"unavailable":"why"}`, to which only `id` and `usage` may be added.
+/// All keys but `decision` are optional, and null means absent for them. `decision` is one of
+/// `accepted`, `skipped`, `failed`, `quarantined` and `deferred`. An `id`, if there is one, must be
+/// that of the draft. The two delays are numbers of seconds, not negative, and limited to
+/// [`MAX_DELAY`](crate::MAX_DELAY); the note has at most [`MAX_NOTE_BYTES`]; the output is kept as
+/// it was written; `usage` is an object of numbers. A program that cannot work now, whatever the
+/// draft, answers `{"unavailable":"why"}`, to which only `id` and `usage` may be added.
 ///
 /// | the program ended with | and an answer | and none |
 /// |---|---|---|
@@ -56,21 +56,21 @@ pub use self::tail::STDERR_TAIL_BYTES;
 /// | exit code 69 (`EX_UNAVAILABLE`) | it must say `unavailable` | error (`unavailable`) |
 /// | any other exit code, or a signal | error | error |
 ///
-/// **It fails closed.** A draft is accepted only by such a line. What looks like an answer and is
-/// none is an error of class `protocol` and never taken for another decision: an unknown, misspelt
-/// or repeated key, a key in other letters than lower case, JSON that is not valid, a byte order
-/// mark, a line after the answer, two answers. Other lines before the answer do no harm, and lines
-/// may end in CRLF. The error says what was seen and what was expected, and quotes nothing.
+/// **It fails closed.** Only such a line accepts a draft. A line that resembles an answer and is
+/// not valid is an error of class `protocol`, never another decision: an unknown, misspelt or
+/// repeated key, a key with upper-case letters, invalid JSON, a byte order mark, a line after the
+/// answer, two answers. Other lines before the answer are ignored, and lines may end in CRLF. The
+/// error says what was found and what was expected, and quotes nothing.
 ///
-/// Where the exit code is the answer ([`decide_by_exit_code`](Self::decide_by_exit_code)),
-/// standard output goes to `/dev/null`, exit code 0 means accepted, and 75 and 69 mean what they
-/// mean above.
+/// If the exit code is the answer ([`decide_by_exit_code`](Self::decide_by_exit_code)), standard
+/// output goes to `/dev/null`, exit code 0 means accepted, and 75 and 69 mean the same as above.
 ///
-/// A program that failed after it had printed its line is not believed: it may have died before
-/// it finished what the line speaks of.
+/// The answer of a program that failed afterwards does not count: the program may have died before
+/// it finished the work that its answer describes.
 ///
-/// **Errors.** [`ProcessorError`] of one of these classes; the tail of the program's standard
-/// error, with control characters escaped, at most [`STDERR_TAIL_BYTES`], is its detail:
+/// **Errors.** [`ProcessorError`](crate::ProcessorError) of one of these classes. Its detail is the
+/// tail of the program's standard error, with control characters escaped, at most
+/// [`STDERR_TAIL_BYTES`]:
 ///
 /// | class | when | charged to the draft |
 /// |---|---|---|
@@ -83,30 +83,29 @@ pub use self::tail::STDERR_TAIL_BYTES;
 /// | `spawn` | the program or its guard could not be started | no |
 /// | `io` | the program could not be watched: no descriptor, no memory | no |
 ///
-/// **What stays behind.** Nothing of the program's process group. The program is started as the
-/// leader of a group of its own, and the whole group is killed (`SIGKILL`) when the program has
-/// exited, is over its deadline or its output cap, before `process` returns. Killing the
-/// background children of a program that ended well is on purpose: they would otherwise pile up,
-/// one set per draft, with nobody watching, and could still be working on a draft whose fate is
-/// recorded. Children that hold standard output open are given 100 ms to finish; what they write
-/// until then counts.
+/// **Cleanup.** The program is the leader of its own process group. Before `process` returns, the
+/// whole group is killed (`SIGKILL`), whether the program has exited, has reached its deadline, or
+/// has exceeded its output limit. This includes background children of a program that succeeded:
+/// otherwise one set per draft would accumulate, and could still work on a draft whose result is
+/// stored. Children that hold standard output open have 100 ms to finish; what they write until
+/// then counts.
 ///
-/// If this process dies, however that comes, its programs are killed as well, with their groups:
-/// a guard, one small `/bin/sh` for each process that starts programs, notices and does it. It is
-/// started with the first program, restarted if it dies, and ends with this process. Where there
-/// is no `/bin/sh`, programs run without a guard, and a warning is logged once.
+/// If this process dies, however it dies, its programs are killed as well, with their groups: by a
+/// guard, one small `/bin/sh` for each process that starts programs. It is started with the first
+/// program, restarted if it dies, and ends with this process. Where there is no `/bin/sh`, programs
+/// run without a guard, and a warning is logged once.
 ///
-/// What this does not reach: a process that has left the program's group (`setsid`, a daemon, a
-/// job of an interactive shell); a program that runs as another user and may not be killed, or
-/// that hangs in the kernel (it is left to itself after half a second); a program that was started
-/// a moment before this process was killed, if the guard had not been told of it yet; and all
-/// programs, if the guard is killed or stopped together with this process.
+/// Not killed are: a process that has left the program's group (`setsid`, a daemon, a job of an
+/// interactive shell); a program that runs as another user and may not be killed, or that hangs in
+/// the kernel (it is abandoned after half a second); a program that was started a moment before
+/// this process was killed, if the guard had not been informed of it yet; and all programs, if the
+/// guard is killed or stopped together with this process.
 ///
-/// `process` returns within a second of the deadline whatever the program does.
+/// `process` returns within a second of the deadline, whatever the program does.
 ///
-/// Two things are expected of the calling process, and are so in every ordinary Rust program:
-/// `SIGPIPE` is ignored (a program may close its standard input early), and `SIGCHLD` is not
-/// (exit statuses would be lost, and every draft would be an `io` error).
+/// The calling process must ignore `SIGPIPE` (a program may close its standard input early) and
+/// must not ignore `SIGCHLD` (exit statuses would be lost, and every draft would be an `io` error).
+/// Both are so in every ordinary Rust program.
 #[derive(Debug, Clone)]
 pub struct CommandProcessor {
     program: PathBuf,
@@ -120,14 +119,14 @@ pub struct CommandProcessor {
 impl CommandProcessor {
     /// A processor that runs this program with these arguments, without a time limit.
     ///
-    /// The program is looked up right away, so that a wrong name can be told once and before any
-    /// draft is claimed. A name with a slash is a path, from the working directory if it is
-    /// relative; any other is looked for in `PATH`. The program is then always the one found
-    /// here, and its `argv[0]` is the name as given.
+    /// The program is found at once, so that a wrong name can be reported before any draft is
+    /// claimed. A name with a slash is a path, from the working directory if it is relative; any
+    /// other name is searched for in `PATH`. The program is then always the one found here, and its
+    /// `argv[0]` is the name as given.
     ///
     /// # Errors
     ///
-    /// Only ever [`LibrarianError::Io`] with `doing: "run"` and a `source` of one of two kinds:
+    /// Only [`LibrarianError::Io`] with `doing: "run"` and a `source` of one of two kinds:
     /// [`std::io::ErrorKind::NotFound`] if there is no such program, and
     /// [`std::io::ErrorKind::PermissionDenied`] if there is such a file but it cannot be executed.
     pub fn new(program: &OsStr, args: Vec<OsString>) -> Result<Self, LibrarianError> {
@@ -146,15 +145,15 @@ impl CommandProcessor {
         })
     }
 
-    /// The same with a time limit per draft, from the start of the program to its exit; `None` is
-    /// no limit.
+    /// The same processor with a time limit per draft, from the start of the program to its exit;
+    /// `None` means no limit.
     #[must_use]
     pub fn with_timeout(self, timeout: impl Into<Option<Duration>>) -> Self {
         Self { timeout: timeout.into(), ..self }
     }
 
-    /// The same with the exit code as the answer: 0 is accepted, and standard output means nothing
-    /// and goes to `/dev/null`. 75 is deferred and 69 unavailable, as without this.
+    /// The same processor with the exit code as the answer: 0 is accepted, and standard output is
+    /// ignored and goes to `/dev/null`. 75 is deferred and 69 unavailable, as without this.
     #[must_use]
     pub fn decide_by_exit_code(self) -> Self {
         Self { by_exit_code: true, ..self }
@@ -185,7 +184,7 @@ impl DraftProcessor for CommandProcessor {
                 })
             });
         match verdict {
-            // This process is stopping and killed it: that is no fault of the draft's.
+            // This process is stopping and killed the program; the draft is not to blame.
             Err(_) if self.registry.is_stopped() => {
                 Ok(Outcome::new(DraftProcessingDecision::Deferred)
                     .with_note("the run was stopped before the program had finished"))
@@ -195,19 +194,17 @@ impl DraftProcessor for CommandProcessor {
     }
 }
 
-/// Kill every program that a [`CommandProcessor`] of this process has running, with its process
-/// group, and let none be started any more: a `process` that is waiting for its program, or is
-/// called later, defers its draft.
+/// Kill every running program of this process's [`CommandProcessor`]s, with its process group, and
+/// start no more: a `process` that waits for its program, or is called later, defers its draft.
 ///
-/// For the moment before this process exits; there is no way back. Returns at once, without
-/// waiting for the programs to be gone. To be called from an ordinary thread, not from within a
-/// signal handler: it takes locks.
+/// Call it just before this process exits; it cannot be undone. It returns at once, without waiting
+/// for the programs to end. It takes locks, so a signal handler must not call it.
 pub fn kill_running_programs() {
     drop(registry::RUNNING.stop());
 }
 
 /// As [`kill_running_programs`], and end this process at once, before a worker can take the end of
-/// its program for an answer: its draft goes back as that of any dead runner.
+/// its program for an answer. Its drafts are recovered as those of any dead runner.
 pub fn kill_running_programs_and_exit(code: i32) -> ! {
     let _untold = registry::RUNNING.stop();
     std::process::exit(code)

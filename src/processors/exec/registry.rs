@@ -1,4 +1,4 @@
-//! The programs that run, so that all can be killed at once: by this process, or by its guard.
+//! The list of running programs, so that this process or its guard can kill all of them.
 
 use std::io::{self, PipeWriter};
 use std::process::{Child, Command, ExitStatus};
@@ -12,22 +12,21 @@ use rustix::process::{
 
 use super::guard::Guard;
 
-/// How often a program is tried that is open for writing.
+/// How often the start of a program that is open for writing is retried.
 const BUSY_RETRIES: u32 = 6;
 
-/// The programs of this process.
+/// The running programs of this process.
 pub(super) static RUNNING: Registry = Registry::new();
 
-/// The process groups that are running.
+/// The running process groups.
 ///
-/// A group is named by the id of its leader, a child of this process. It is on the list from
-/// before `start` returns until just before the leader is reaped; up to then the kernel gives the
-/// id to nobody else, so that what is on the list can be killed without looking. The guard's list
-/// follows this one.
+/// A group is identified by its leader, a child of this process. It is in the list from before
+/// `start` returns until just before the leader is reaped. Until then the kernel does not reuse the
+/// id, so every group in the list can be killed safely. The guard's list follows this one.
 #[derive(Debug)]
 pub(super) struct Registry {
-    /// Held for reading while a program starts: once it is set, none is between its start and
-    /// the list.
+    /// Locked for reading while a program starts, so that once it is set, every started program is
+    /// in the list.
     stopping: RwLock<bool>,
     running: Mutex<Running>,
 }
@@ -44,7 +43,7 @@ enum GuardState {
     /// Not started yet, or dead.
     Absent,
     Present(Guard),
-    /// There is no shell that could be one.
+    /// There is no shell for it.
     Impossible,
 }
 
@@ -53,7 +52,7 @@ impl Running {
         self.slots.iter().flatten().copied().filter_map(Pid::from_raw)
     }
 
-    /// See to it that there is a guard, if there can be one.
+    /// Start a guard, if there is none and one is possible.
     fn ensure_guard(&mut self) -> io::Result<()> {
         if !matches!(self.guard, GuardState::Absent) {
             return Ok(());
@@ -77,8 +76,8 @@ impl Running {
         Ok(())
     }
 
-    /// Put the guard's list right for this slot. A guard that is dead or does not read is replaced.
-    fn tell_guard(&mut self, slot: usize) -> io::Result<()> {
+    /// Send this slot to the guard. A guard that is dead or does not read is replaced.
+    fn update_guard(&mut self, slot: usize) -> io::Result<()> {
         let group = self.slots.get(slot).copied().flatten();
         let told = match &mut self.guard {
             GuardState::Present(guard) => guard.tell(slot, group),
@@ -127,8 +126,8 @@ impl Registry {
         }
     }
 
-    /// Replace the guard if it is dead; the pipe to the new one. If none can be started now, the
-    /// next start or end of a program tries again.
+    /// Replace the guard if it is dead, and return the pipe to the new one. If none can be started
+    /// now, the next start or end of a program tries again.
     pub(super) fn guard_lost(&self) -> Option<Arc<PipeWriter>> {
         let mut running = self.running();
         if let GuardState::Present(guard) = &running.guard
@@ -143,13 +142,13 @@ impl Registry {
         self.guard_pipe()
     }
 
-    /// Start a program and put it on the list.
+    /// Start a program and add it to the list.
     pub(super) fn start(&self, command: &mut Command) -> io::Result<Child> {
         let mut pause = Duration::from_millis(1);
         for _ in 0..BUSY_RETRIES {
             match self.try_start(command) {
-                // A script that was just written can still be open in a child that another
-                // thread has forked and that has not come to its exec yet.
+                // A script that was just written can still be open in a child that another thread
+                // has forked and that has not called exec yet.
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                     thread::sleep(pause);
                     pause *= 2;
@@ -170,7 +169,7 @@ impl Registry {
         let pid = Pid::from_child(&child);
         let mut running = self.running();
         let slot = running.enter(pid.as_raw_pid());
-        let told = running.tell_guard(slot);
+        let told = running.update_guard(slot);
         drop(running);
         if let Err(error) = told {
             let _ = kill_process_group(pid, Signal::KILL);
@@ -181,38 +180,38 @@ impl Registry {
         Ok(child)
     }
 
-    /// Take a program that is dead off the lists and reap it.
+    /// Remove a dead program from the lists and reap it.
     pub(super) fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
         let mut running = self.running();
-        // Before its id can be given to another process.
+        // Before the kernel can reuse its id.
         if let Some(slot) = running.leave(Pid::from_child(child).as_raw_pid())
-            && let Err(error) = running.tell_guard(slot)
+            && let Err(error) = running.update_guard(slot)
         {
-            // It ended as it ended. The next start wants a guard.
+            // This does not change how the program ended. The next start tries again.
             tracing::warn!(target: "draftq.guard", %error, "the programs' guard could not be restarted");
         }
         child.wait()
     }
 
-    /// Kill all that run, and start no more. Until what is returned is dropped, nobody learns how
-    /// they ended.
+    /// Kill all running programs, and start no more. Until the returned value is dropped, no thread
+    /// learns how they ended.
     pub(super) fn stop(&self) -> impl Drop {
         *self.stopping.write().unwrap_or_else(PoisonError::into_inner) = true;
         let running = self.running();
         for pid in running.groups() {
             let _ = kill_process_group(pid, Signal::KILL);
-            // It may have gone over to another group.
+            // It may have moved to another group.
             let _ = kill_process(pid, Signal::KILL);
         }
         running
     }
 
-    /// Whether all were killed, and no more are started.
+    /// Whether [`stop`](Self::stop) was called.
     pub(super) fn is_stopped(&self) -> bool {
         *self.stopping.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Do this with the guard, which must be there.
+    /// Call `act` with the guard, which must be present.
     #[cfg(test)]
     pub(super) fn with_guard<T>(&self, act: impl FnOnce(&mut Guard) -> T) -> T {
         match &mut self.running().guard {

@@ -1,6 +1,6 @@
-//! What a program says on its standard output: one line of JSON that is read strictly.
+//! Reads a program's standard output: one line of JSON, strictly.
 //!
-//! Nothing here quotes what was printed: a program may print the draft.
+//! No error quotes the output, because a program may print the draft.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,44 +16,44 @@ use crate::id::DraftId;
 use crate::outcome::{MAX_DELAY, Outcome};
 use crate::state::DraftProcessingDecision;
 
-/// Longest note that a program may give: 64 KiB, in bytes of UTF-8.
+/// The longest note of a program: 64 KiB of UTF-8.
 pub const MAX_NOTE_BYTES: usize = 64 * 1024;
 
-/// Most of a program's reason for being unavailable that is kept: 1 KiB.
+/// The longest reason for being unavailable that is kept: 1 KiB.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// Most keys that are looked at in one object. An answer has fewer, and so has its `usage`.
+/// The largest number of keys in an object. An answer has fewer, and so has its `usage`.
 const MAX_KEYS: usize = 64;
 
-/// What every message says was expected.
+/// The end of every message.
 const EXPECTED: &str = r#"expected one JSON object as the last line, such as {"decision":"accepted"}, and nothing after it"#;
 
 /// Numbers in `usage` that cannot be negative.
 const COUNTED: [&str; 3] = ["input_tokens", "output_tokens", "cost_usd"];
 
-/// What a program answered.
+/// A program's answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// A decision with what belongs to it.
+    /// A decision with its note, output, usage and delays.
     Decided(Outcome),
-    /// It cannot work now, whatever the draft; its reason, escaped.
+    /// It cannot work now, whatever the draft. Holds its reason, escaped.
     Unavailable(String),
 }
 
-/// What was found on a program's standard output.
+/// The result of reading a program's standard output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Printed {
     /// The last non-empty line is an answer, and no other line is.
     Answer(Answer),
-    /// There is no answer, and nothing that looks like one; what the last line is instead.
+    /// There is no answer, and no line that resembles one. Says what the last line is.
     NoAnswer(&'static str),
 }
 
-/// Read what a program printed about the draft of this id.
+/// Read what a program printed about the draft with this id.
 ///
 /// # Errors
 ///
-/// A `protocol` error if the last non-empty line begins like an answer and is none, or if an
+/// A `protocol` error if the last non-empty line begins like an answer and is not valid, or if an
 /// earlier line is an answer.
 pub(super) fn read(stdout: &[u8], id: DraftId) -> Result<Printed, ProcessorError> {
     let mut lines = stdout
@@ -77,12 +77,12 @@ pub(super) fn read(stdout: &[u8], id: DraftId) -> Result<Printed, ProcessorError
     }
 }
 
-/// A `protocol` error: what was seen, and what was expected.
+/// A `protocol` error with what was found and what was expected.
 pub(super) fn protocol(seen: &str) -> ProcessorError {
     ProcessorError::new("protocol", format!("the program gave no valid answer: {seen}; {EXPECTED}"))
 }
 
-/// What a line is that is no JSON object.
+/// Describes a line that is not a JSON object.
 fn kind_of(line: &[u8]) -> &'static str {
     let Ok(text) = str::from_utf8(line) else { return "the last line is not UTF-8" };
     if text.starts_with("```") {
@@ -104,8 +104,8 @@ fn without_mark(line: &[u8]) -> &[u8] {
     line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line)
 }
 
-/// Whether a line that is not the last one is an answer, or was meant as one: it has a key that
-/// only an answer has. A broken object that names such a key counts as well.
+/// Whether an earlier line is, or was meant as, an answer: it has a key that only answers have. A
+/// broken object with such a key counts as well.
 fn looks_like_an_answer(line: &[u8]) -> bool {
     let line = without_mark(line);
     if !line.starts_with(b"{") {
@@ -123,8 +123,8 @@ fn looks_like_an_answer(line: &[u8]) -> bool {
     }
 }
 
-/// The keys of an object and their values, in order and with duplicates; of more than
-/// [`MAX_KEYS`] one more is kept.
+/// The keys of an object and their values, in order and with duplicates. Beyond [`MAX_KEYS`], one
+/// more is kept.
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Entries<'de> {
@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Entries<'de> {
     }
 }
 
-/// The values of an answer's keys; null is as good as absent, except for a decision.
+/// The values of an answer's keys. Null means absent, except for a decision.
 #[derive(Default)]
 struct Fields<'a> {
     id: Option<&'a RawValue>,
@@ -190,8 +190,8 @@ fn parse(line: &[u8], id: DraftId) -> Result<Answer, ProcessorError> {
     }
 }
 
-/// How a line that begins with `{` is not JSON. The parser's messages for faults of syntax are
-/// fixed texts; they are matched here and not shown, in case that changes.
+/// Describes what is wrong with a line that begins with `{` and is not JSON. The parser's messages
+/// for syntax errors are fixed texts; they are matched here and not shown, in case that changes.
 fn fault(error: &serde_json::Error) -> &'static str {
     let told = error.to_string();
     for (part, fault) in [
@@ -257,7 +257,8 @@ impl<'a> Fields<'a> {
                     "its output is nested too deeply, or has a number or a string that JSON readers refuse",
                 )
             };
-            // Raw JSON is checked for its grammar only. What passes here, others can read too.
+            // Raw JSON is checked for its grammar only. A value that passes here can be read by
+            // others too.
             serde_json::from_str::<Value>(output.get()).map_err(|_| refused())?;
             outcome = outcome.with_output(&output).map_err(|_| refused())?;
         }
@@ -308,7 +309,7 @@ fn short_string(value: &RawValue, key: &str) -> Result<String, ProcessorError> {
     Ok(text)
 }
 
-/// Usage is an object of numbers; counts and costs are not negative.
+/// Usage is an object of numbers. Counts and costs are not negative.
 fn check_usage(usage: &RawValue) -> Result<(), ProcessorError> {
     let Entries(entries) = serde_json::from_str(usage.get())
         .map_err(|_| protocol("its usage is not an object of numbers"))?;
@@ -319,7 +320,8 @@ fn check_usage(usage: &RawValue) -> Result<(), ProcessorError> {
         if entries.iter().take(index).any(|(earlier, _)| earlier == key) {
             return Err(protocol("its usage has a key twice"));
         }
-        // Of JSON's values only numbers parse as one; one that is too large parses as infinite.
+        // Of JSON's values only numbers parse as one. A number that is too large parses as
+        // infinite.
         match value.get().parse::<f64>() {
             Ok(number) if !number.is_finite() => {
                 return Err(protocol("its usage has a number that is too large"));
@@ -337,8 +339,8 @@ fn check_usage(usage: &RawValue) -> Result<(), ProcessorError> {
 /// A number of seconds, at most [`MAX_DELAY`].
 fn delay(secs: &RawValue, key: &str) -> Result<Duration, ProcessorError> {
     let wrong = || protocol(&format!("its {key} is not a number of seconds, 0 or more"));
-    // Not through serde_json, which refuses 1e400: here it is only one more number over the limit.
-    // Of JSON's values only numbers parse as one (its strings have quotes, and it has no NaN).
+    // Not through serde_json, which refuses 1e400; here it is one more number over the limit. Of
+    // JSON's values only numbers parse as one (strings have quotes, and there is no NaN).
     let secs: f64 = secs.get().parse().map_err(|_| wrong())?;
     if secs.is_nan() || secs < 0.0 {
         return Err(wrong());

@@ -1,4 +1,4 @@
-//! A program while it runs: its pipes, its deadline and its end.
+//! Runs a program: its pipes, its deadline and its end.
 
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,19 +18,19 @@ use super::registry::Registry;
 use super::tail::Tail;
 use crate::error::ProcessorError;
 
-/// Most that a program may write to its standard output: 1 MiB.
+/// The largest standard output of a program: 1 MiB.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
 
 /// How long the children of a program that has exited may hold its output open.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// How long a killed program may take to be gone.
+/// How long to wait for the end of a killed program.
 const KILL_WAIT: Duration = Duration::from_millis(500);
 
-/// Most that is read or written at once, so that the deadline is looked at in between.
+/// The most bytes that are read or written at once, so that the deadline is checked in between.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// What a program left.
+/// The result of a finished program.
 pub(super) struct Finished {
     pub(super) ending: Ending,
     pub(super) stdout: Vec<u8>,
@@ -39,38 +39,39 @@ pub(super) struct Finished {
 
 /// How a program ended.
 pub(super) enum Ending {
-    /// By itself, or by a signal from elsewhere.
+    /// By itself, or by a signal from another process.
     Exited(ExitStatus),
     /// At its deadline.
     TimedOut {
         /// The time it was given.
         limit: Duration,
-        /// Whether it is gone; if not, it is nothing that this process may kill.
+        /// Whether it has ended. If not, this process may not kill it.
         killed: bool,
     },
     /// Because it wrote more than [`MAX_OUTPUT_BYTES`].
     OutputTooLarge,
 }
 
-/// Run this program on this input, in a process group of its own, of which nothing is left. Its
-/// standard output is the caller's choice; it is kept if it is a pipe.
+/// Run this program on this input, in its own process group, and leave nothing of the group. The
+/// caller chooses its standard output, which is collected if it is a pipe.
 pub(super) fn run(
     command: &mut Command,
     input: &[u8],
     limit: Option<Duration>,
     registry: &Registry,
 ) -> Result<Finished, ProcessorError> {
-    // A limit past the end of the clock is none.
+    // A limit beyond the range of the clock means no limit.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     command.stdin(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = registry.start(command).map_err(|error| {
-        // The draft has no part in that: it comes only after the start.
+        // The draft is not to blame: it is sent only after the start.
         let message = format!("the program could not be started: {error}");
         ProcessorError::new("spawn", message).uncharged()
     })?;
     let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let unwatched = |error: io::Error| {
-        // Pipes, pidfds and polling fail for want of descriptors or memory, not because of a draft.
+        // Pipes, pidfds and polling fail because descriptors or memory are lacking, not because of
+        // a draft.
         let message = format!("the program could not be watched: {error}");
         ProcessorError::new("io", message).uncharged()
     };
@@ -93,7 +94,7 @@ pub(super) fn run(
     Ok(Finished { ending, stdout: pump.output, stderr: pump.tail })
 }
 
-/// A program and its process group; when this goes, both are gone.
+/// A program and its process group. Dropping it ends both.
 struct Group<'r> {
     child: Child,
     pid: Pid,
@@ -116,14 +117,14 @@ impl<'r> Group<'r> {
         }
     }
 
-    /// Kill what is left of the group, then reap the program. `None` if it does not die; it stays
-    /// on the list then, and its id stays its own, as nobody reaps it.
+    /// Kill the rest of the group, then reap the program. `None` if the program does not end; then
+    /// it stays in the list, and the kernel does not reuse its id, because it is not reaped.
     fn end(&mut self) -> io::Result<Option<ExitStatus>> {
         self.ended = true;
-        // The leader is not reaped yet, so the group's id is still its own. A group that has
-        // nobody left that may be killed is an error of no interest.
+        // The leader is not reaped yet, so the group's id has not been reused. It is no error if no
+        // process is left that may be killed.
         let _ = kill_process_group(self.pid, Signal::KILL);
-        // The program may have gone over to another group.
+        // The program may have moved to another group.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let deadline = Instant::now() + KILL_WAIT;
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -165,7 +166,7 @@ struct Pump<'i> {
     tail: Tail,
     buffer: Vec<u8>,
     registry: &'i Registry,
-    /// Looked at for its end only.
+    /// Watched for its end only.
     guard: Option<Arc<PipeWriter>>,
 }
 
@@ -175,7 +176,7 @@ impl<'i> Pump<'i> {
         input: &'i [u8],
         registry: &'i Registry,
     ) -> io::Result<Self> {
-        // This end of each pipe only: the program's own ends block, as it expects.
+        // This end of each pipe only. The program expects its own ends to block.
         let fds = [
             stdin.as_ref().map(AsFd::as_fd),
             stdout.as_ref().map(AsFd::as_fd),
@@ -198,7 +199,7 @@ impl<'i> Pump<'i> {
         })
     }
 
-    /// Pump until the program has exited, is over its deadline or over its cap.
+    /// Pump until the program has exited, or has reached its deadline or its output limit.
     fn until_exit(&mut self, pidfd: &OwnedFd, deadline: Option<Instant>) -> io::Result<Stop> {
         loop {
             let exited = self.step(Some(pidfd), deadline)?;
@@ -214,11 +215,11 @@ impl<'i> Pump<'i> {
         }
     }
 
-    /// The program has exited: read what is in the pipes, and what its children write until they
-    /// close them or the grace is over.
+    /// After the program's exit: read the rest of its output, and the output of its children until
+    /// they close the pipes or the grace ends.
     fn drain(&mut self, grace: Duration) -> io::Result<()> {
         self.stdin = None;
-        // First what is there already, however late this thread was woken.
+        // First the output that is in the pipes already, however late this thread was woken.
         while !self.is_over_cap() && self.read_output()? {}
         for _ in 0..MAX_OUTPUT_BYTES / CHUNK_BYTES {
             if !self.read_errors()? {
@@ -235,7 +236,7 @@ impl<'i> Pump<'i> {
         Ok(())
     }
 
-    /// Wait until something can be done, at most until the deadline, and do it. Whether the
+    /// Wait until something can be done, at most until the deadline, and do it. Returns whether the
     /// program has exited.
     fn step(&mut self, pidfd: Option<&OwnedFd>, deadline: Option<Instant>) -> io::Result<bool> {
         let entries = [
@@ -248,7 +249,7 @@ impl<'i> Pump<'i> {
         let present = entries.each_ref().map(Option::is_some);
         let mut fds: Vec<_> = entries.into_iter().flatten().collect();
         wait(&mut fds, deadline)?;
-        // A hang-up or an error counts as well: the read or write that follows tells which.
+        // This includes a hang-up and an error, which the following read or write reports.
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let [stdin, stdout, stderr, exited, guard_lost] =
             present.map(|present| present && ready.next().unwrap_or(false));
@@ -271,7 +272,8 @@ impl<'i> Pump<'i> {
         self.output.len() > MAX_OUTPUT_BYTES
     }
 
-    /// Write what the program takes; close its input when that was all, or it takes no more.
+    /// Write as much input as the program accepts. Close its input at the end, or when the program
+    /// closes it.
     fn write_input(&mut self) -> io::Result<()> {
         let Some(stdin) = &self.stdin else { return Ok(()) };
         let (chunk, _) = self.input.split_at(self.input.len().min(CHUNK_BYTES));
@@ -283,7 +285,7 @@ impl<'i> Pump<'i> {
                 }
                 Ok(())
             }
-            // A program need not read what it does not want.
+            // A program need not read all of its input.
             Err(Errno::PIPE) => {
                 self.stdin = None;
                 Ok(())
@@ -293,14 +295,14 @@ impl<'i> Pump<'i> {
         }
     }
 
-    /// Read once from standard output. Whether there may be more at once.
+    /// Read once from standard output. Returns whether there may be more.
     fn read_output(&mut self) -> io::Result<bool> {
         let (more, bytes) = read_once(&mut self.stdout, &mut self.buffer)?;
         self.output.extend_from_slice(bytes);
         Ok(more)
     }
 
-    /// Read once from standard error. Whether there may be more at once.
+    /// Read once from standard error. Returns whether there may be more.
     fn read_errors(&mut self) -> io::Result<bool> {
         let (more, bytes) = read_once(&mut self.stderr, &mut self.buffer)?;
         self.tail.push(bytes);
@@ -308,7 +310,7 @@ impl<'i> Pump<'i> {
     }
 }
 
-/// Read once, and close at end of file. Whether there may be more at once, and what was read.
+/// Read once, and close at end of file. Returns whether there may be more, and the bytes.
 fn read_once<'b, F: AsFd>(
     fd: &mut Option<F>,
     buffer: &'b mut [u8],
@@ -326,9 +328,9 @@ fn read_once<'b, F: AsFd>(
     }
 }
 
-/// Wait for one of these, at most until the deadline; an interruption is like nothing ready.
+/// Wait for one of these, at most until the deadline. After an interruption, none is ready.
 fn wait(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
-    // A time too long for the kernel's clock is as good as none.
+    // A time-out that the kernel cannot represent means none.
     let timeout = deadline.and_then(|deadline| {
         Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok()
     });

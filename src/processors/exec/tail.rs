@@ -2,7 +2,7 @@
 
 use crate::escape;
 
-/// How much of the end of a program's standard error is kept: 4 KiB, before and after escaping.
+/// The largest tail of a program's standard error that is kept: 4 KiB, before and after escaping.
 pub const STDERR_TAIL_BYTES: usize = 4 * 1024;
 
 /// The last bytes of a stream, whatever its length.
@@ -23,9 +23,9 @@ impl Tail {
         }
     }
 
-    /// The end of the stream as text that is safe to show, at most [`STDERR_TAIL_BYTES`] long
-    /// and without white space around it. Nothing is left of a character or an escape that the
-    /// limit cuts in two.
+    /// The end of the stream as text that is safe to show, at most [`STDERR_TAIL_BYTES`] long and
+    /// without white space around it. A character or an escape that the limit would cut is left
+    /// out.
     pub(super) fn to_text(&self) -> String {
         let mut bytes = self.bytes.as_slice();
         if self.cut {
