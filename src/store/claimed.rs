@@ -56,7 +56,7 @@ impl fmt::Debug for ClaimKey {
     }
 }
 
-/// What [`DraftStore::claim_next`] found.
+/// What [`DraftStore::claim_next`](crate::DraftStore::claim_next) found.
 #[derive(Debug)]
 #[must_use = "a claim that is dropped leaves its draft in processing"]
 #[non_exhaustive]

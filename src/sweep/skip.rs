@@ -26,7 +26,7 @@ pub enum SkipReason {
     Symlink,
     /// The path is not UTF-8, and a provenance URI is.
     NonUtf8Name,
-    /// The path is too long for a provenance URI ([`MAX_METADATA_BYTES`]).
+    /// The path is too long for a provenance URI ([`MAX_METADATA_BYTES`](crate::MAX_METADATA_BYTES)).
     NameTooLong,
     /// The file was removed, replaced or written to during the sweep. The next sweep takes it if it
     /// is complete.

@@ -7,6 +7,7 @@ mod batches;
 mod damaged_rows;
 mod deferrals;
 mod evidence;
+mod examples;
 mod fencing;
 mod file_version;
 mod growth;
