@@ -25,7 +25,7 @@ pub(crate) const DEFAULT_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A wait ends after this many time-outs, however much progress the others make.
 pub(super) const MAX_TIMEOUTS: u32 = 12;
 
-/// How often a wait checks whether others have made progress.
+/// How often a wait checks for progress of other writers.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The database and its WAL, whose metadata shows that another process has committed. Reading the

@@ -50,7 +50,7 @@ pub(super) fn configure(
     path: &Path,
     busy_timeout: Duration,
 ) -> Result<(), TransactionError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let mode: String = loop {
         // Turning WAL on needs exclusive access for a moment, and for that SQLite does not always
         // call the busy handler. In a database that is in WAL mode already, this only reads.
@@ -58,7 +58,7 @@ pub(super) fn configure(
         match turned {
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
-                    && begun.elapsed() < busy_timeout =>
+                    && started.elapsed() < busy_timeout =>
             {
                 std::thread::sleep(Duration::from_micros(fastrand::u64(200..2_000)));
             }

@@ -221,7 +221,7 @@ fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
 /// As [`unchanging`], at least [`CLOCK_STEP`] after the last change, so that the next change leaves
 /// another time.
 fn settled(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         let stamp = unchanging(path)?;
         let Some(Stamp { changed_ns: (seconds, nanoseconds), .. }) = stamp else { return Ok(None) };
@@ -231,7 +231,7 @@ fn settled(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
             SystemTime::now().duration_since(changed).ok()
         });
         match age.and_then(|age| CLOCK_STEP.checked_sub(age)) {
-            Some(left) if begun.elapsed() < CLOCK_STEP => std::thread::sleep(left),
+            Some(left) if started.elapsed() < CLOCK_STEP => std::thread::sleep(left),
             _ => return Ok(stamp),
         }
     }

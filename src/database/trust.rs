@@ -93,21 +93,21 @@ pub(crate) enum Kind {
     Directory,
 }
 
-/// Check a file beside the database, whose metadata `look` reads. Returns the metadata if the file
+/// Check a file beside the database. `read` returns its metadata. Returns the metadata if the file
 /// exists and may be used.
 pub(crate) fn check(
     path: &Path,
     owner: Owner,
     kind: Kind,
-    look: impl Fn() -> io::Result<Option<Facts>>,
+    read: impl Fn() -> io::Result<Option<Facts>>,
 ) -> Result<Option<Facts>, LibrarianError> {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
         // A file without a link is being deleted.
-        let found = look().map_err(cannot_inspect(path))?.filter(|facts| facts.links > 0);
+        let found = read().map_err(cannot_inspect(path))?.filter(|facts| facts.links > 0);
         let Some(facts) = found else { return Ok(None) };
         let changes_owner = facts.user == 0 && owner.user != 0;
-        if changes_owner && begun.elapsed() < OWNER_CHANGE_LIMIT {
+        if changes_owner && started.elapsed() < OWNER_CHANGE_LIMIT {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         }

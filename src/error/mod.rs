@@ -69,9 +69,9 @@ pub enum LibrarianError {
     /// No draft of this id is in this state.
     #[error("draft {id} is not in state {state}")]
     DraftNotFound {
-        /// The state looked in.
+        /// The state that the draft was expected in.
         state: DraftState,
-        /// The id looked for.
+        /// The id.
         id: DraftId,
     },
 
@@ -88,7 +88,7 @@ pub enum LibrarianError {
     /// No draft has this id.
     #[error("no draft has the id {id}")]
     UnknownDraft {
-        /// The id looked for.
+        /// The id.
         id: DraftId,
     },
 
@@ -333,7 +333,7 @@ pub enum ErrorKind {
     NotFound,
     /// The processor failed; the draft is kept and tried again.
     Processor,
-    /// The claim is no longer the caller's; go on with the next draft.
+    /// The claim is no longer the caller's; continue with the next draft.
     LostClaim,
     /// A file or directory cannot be created: check the path and its modes.
     CannotCreate,

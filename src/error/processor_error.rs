@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 /// Why a processor reached no decision. A processor returns it as a [`LibrarianError`](crate::LibrarianError) (`?` or
-/// `into()` converts it); an example is [there](crate::LibrarianError).
+/// `into()` converts it); see the example at [`LibrarianError`](crate::LibrarianError).
 ///
 /// The class and the message are shown in logs and summaries and must not hold the draft's text.
 /// The detail (such as the tail of a program's standard error) may hold anything: it is stored

@@ -42,7 +42,7 @@ pub(super) struct Dispatcher<'r> {
     /// The writer thread waits here for something to do.
     pub(super) writer_needed: Condvar,
     /// How many drafts workers have taken.
-    pub(super) begun: AtomicUsize,
+    pub(super) taken: AtomicUsize,
     pub(super) report: Mutex<RunReport>,
 }
 
@@ -110,7 +110,7 @@ impl<'r> Dispatcher<'r> {
             }),
             claims_arrived: Condvar::new(),
             writer_needed: Condvar::new(),
-            begun: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             report: Mutex::new(RunReport { summary, stopped_by: None }),
         }
     }
@@ -149,7 +149,7 @@ impl<'r> Dispatcher<'r> {
             if let Some(claim) = state.claimed_ahead.pop_front() {
                 state.claimed_ahead_changed = Instant::now();
                 state.processing += 1;
-                self.begun.fetch_add(1, Ordering::Relaxed);
+                self.taken.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
             }
             state.idle += 1;
@@ -191,7 +191,7 @@ impl<'r> Dispatcher<'r> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
         let summary = &mut report.summary;
-        summary.claimed = self.begun.into_inner();
+        summary.claimed = self.taken.into_inner();
         if state.abandoned {
             self.runner.drop_registration();
         } else if state.snapshot.is_used_up() {

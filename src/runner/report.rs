@@ -1,4 +1,4 @@
-//! Counts and logs what became of a draft.
+//! Counts and logs the results of drafts.
 
 use std::sync::atomic::Ordering;
 
@@ -70,14 +70,14 @@ impl Dispatcher<'_> {
             class = "damaged",
             "draft is damaged and was not processed"
         );
-        self.begun.fetch_add(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
         self.progress(|summary| summary.add_error(id, "damaged", state, self.runner.most_items));
     }
 
     fn progress(&self, change: impl FnOnce(&mut DraftRunSummary)) {
         let mut report = lock(&self.report);
         change(&mut report.summary);
-        report.summary.claimed = self.begun.load(Ordering::Relaxed);
+        report.summary.claimed = self.taken.load(Ordering::Relaxed);
         self.runner.observe(&report.summary);
     }
 }

@@ -100,15 +100,15 @@ impl Runner {
                 waiter = Waiter::new(&self.store)?;
                 on_event(WatchEvent::Reopened { path: &path })?;
             }
-            let begun = Instant::now();
-            let next = begun + poll_interval;
+            let started = Instant::now();
+            let next = started + poll_interval;
             if let Err(error) = waiter.mark() {
                 on_event(WatchEvent::Failed(error))?;
             }
             let report = self.run(processors, SystemTime::now());
             let failed = report.stopped_by.is_some();
             waiter.found_work(report.summary.did_something());
-            on_event(WatchEvent::Ran { report, took: begun.elapsed() })?;
+            on_event(WatchEvent::Ran { report, took: started.elapsed() })?;
             iterations_left -= 1;
             if iterations_left == 0 || !self.store.is_current() {
                 continue;

@@ -29,12 +29,12 @@ impl Dispatcher<'_> {
         processor: &mut P,
         draft: &Draft,
     ) -> Result<Outcome, LibrarianError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             match processor.process_to_outcome(draft) {
                 Err(error) if !error.is_charged() => {
-                    if self.runner.stop_at_error || !self.may_try_again(begun, &error) {
+                    if self.runner.stop_at_error || !self.may_try_again(started, &error) {
                         return Err(error);
                     }
                     let jitter = pause.mul_f64(fastrand::f64());
@@ -53,7 +53,7 @@ impl Dispatcher<'_> {
 
     /// Whether to try again although the machine lets no processor work: yes, as long as another
     /// worker gets results, and for some seconds more.
-    fn may_try_again(&self, begun: Instant, error: &LibrarianError) -> bool {
+    fn may_try_again(&self, started: Instant, error: &LibrarianError) -> bool {
         let mut state = lock(&self.state);
         if !state.machine_fault_logged {
             state.machine_fault_logged = true;
@@ -63,7 +63,7 @@ impl Dispatcher<'_> {
                 "the machine does not let a processor work; the run waits for it: {error}"
             );
         }
-        !state.stopped && state.last_result.max(begun).elapsed() < MACHINE_FAULT_LIMIT
+        !state.stopped && state.last_result.max(started).elapsed() < MACHINE_FAULT_LIMIT
     }
 }
 
@@ -83,7 +83,7 @@ impl<'d, 'r> Worker<'d, 'r> {
         let Self(dispatcher) = &self;
         while let Some(claim) = dispatcher.take_claim() {
             let mut processing =
-                Processing { dispatcher, begun: Instant::now(), claim: Some(claim) };
+                Processing { dispatcher, started: Instant::now(), claim: Some(claim) };
             let result = match &processing.claim {
                 Some(claim) => dispatcher.process(processor, claim.draft()),
                 None => continue,
@@ -107,14 +107,14 @@ impl Drop for Worker<'_, '_> {
 /// The draft that a worker is processing. If the processor panics, that is the draft's error.
 struct Processing<'w, 'r> {
     dispatcher: &'w Dispatcher<'r>,
-    begun: Instant,
+    started: Instant,
     claim: Option<Box<Claim>>,
 }
 
 impl Processing<'_, '_> {
     fn submit_result(&mut self, result: Result<Outcome, LibrarianError>) {
         if let Some(claim) = self.claim.take() {
-            self.dispatcher.submit_result(Processed { claim, result }, self.begun.elapsed());
+            self.dispatcher.submit_result(Processed { claim, result }, self.started.elapsed());
         }
     }
 }

@@ -58,7 +58,7 @@ impl Guard {
             .spawn()?;
         let mut guard = Self { process, pipe: Arc::new(pipe) };
         for (slot, group) in groups.iter().enumerate() {
-            guard.tell(slot, *group)?;
+            guard.send(slot, *group)?;
         }
         Ok(guard)
     }
@@ -66,7 +66,7 @@ impl Guard {
     /// Set the group of this slot.
     ///
     /// An error means that this guard must be replaced: it is dead, or does not read.
-    pub(super) fn tell(&mut self, slot: usize, group: Option<RawPid>) -> io::Result<()> {
+    pub(super) fn send(&mut self, slot: usize, group: Option<RawPid>) -> io::Result<()> {
         let line = match group {
             Some(group) => format!("{slot} {group}\n"),
             None => format!("{slot}\n"),

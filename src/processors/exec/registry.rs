@@ -79,11 +79,11 @@ impl Running {
     /// Send this slot to the guard. A guard that is dead or does not read is replaced.
     fn update_guard(&mut self, slot: usize) -> io::Result<()> {
         let group = self.slots.get(slot).copied().flatten();
-        let told = match &mut self.guard {
-            GuardState::Present(guard) => guard.tell(slot, group),
+        let sent = match &mut self.guard {
+            GuardState::Present(guard) => guard.send(slot, group),
             GuardState::Absent | GuardState::Impossible => Ok(()),
         };
-        if told.is_err() {
+        if sent.is_err() {
             self.guard = GuardState::Absent;
         }
         self.ensure_guard()
@@ -169,9 +169,9 @@ impl Registry {
         let pid = Pid::from_child(&child);
         let mut running = self.running();
         let slot = running.enter(pid.as_raw_pid());
-        let told = running.update_guard(slot);
+        let sent = running.update_guard(slot);
         drop(running);
-        if let Err(error) = told {
+        if let Err(error) = sent {
             let _ = kill_process_group(pid, Signal::KILL);
             let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
             self.reap(&mut child)?;

@@ -193,7 +193,7 @@ fn parse(line: &[u8], id: DraftId) -> Result<Answer, ProcessorError> {
 /// Describes what is wrong with a line that begins with `{` and is not JSON. The parser's messages
 /// for syntax errors are fixed texts; they are matched here and not shown, in case that changes.
 fn fault(error: &serde_json::Error) -> &'static str {
-    let told = error.to_string();
+    let message = error.to_string();
     for (part, fault) in [
         ("trailing comma", "its JSON has a comma before the closing bracket"),
         ("trailing characters", "there is something after its JSON object on the same line"),
@@ -204,7 +204,7 @@ fn fault(error: &serde_json::Error) -> &'static str {
             "its JSON has a value that JSON does not know, such as NaN or a word or string without double quotes",
         ),
     ] {
-        if error.classify() != serde_json::error::Category::Data && told.contains(part) {
+        if error.classify() != serde_json::error::Category::Data && message.contains(part) {
             return fault;
         }
     }

@@ -56,8 +56,8 @@ fn time_out(script: &str) -> String {
     }
 }
 
-/// Wait for the processes of a group to be gone: a signal takes its time, and what has lost its
-/// parent is a zombie until init looks.
+/// Wait until the processes of a group have ended: a signal takes its time, and a process without a
+/// parent is a zombie until init reaps it.
 #[track_caller]
 fn assert_gone(group: &str) {
     let start = Instant::now();
@@ -176,7 +176,7 @@ fn a_program_that_is_unavailable_is_no_fault_of_the_draft() {
     assert_eq!(ask(&format!("{answer}; exit 1")).unwrap_err().class(), "exit");
 }
 
-/// The shapes in which a program may mean "quarantined" and not say it.
+/// Outputs by which a program may mean "quarantined" without answering it.
 #[test]
 fn what_is_not_a_valid_answer_is_never_accepted() {
     let object = r#"{"decision":"quarantined"}"#;
@@ -466,7 +466,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         let first = registry.with_guard(|guard| {
             kill_process(guard.process(), Signal::STOP).unwrap();
             // More than a pipe takes, about a slot that no program has.
-            while guard.tell(1, None).is_ok() {}
+            while guard.send(1, None).is_ok() {}
             guard.process()
         });
         let decision = short.process(&draft("short")).unwrap();
@@ -551,7 +551,7 @@ fn all_programs_can_be_killed_at_once() {
         assert!(outcome.note().unwrap().contains("stopped"));
     }
     assert_eq!(registry.len(), 0);
-    // One may have been killed before it could tell its group.
+    // One may have been killed before it printed its group.
     for group in fs::read_dir(groups.path()).unwrap() {
         assert_gone(group.unwrap().file_name().to_str().unwrap());
     }

@@ -267,7 +267,7 @@ fn an_output_that_others_cannot_read_is_refused() {
     assert_eq!(outcome(&line(nested(100))).output(), Some(nested(100).as_str()));
     refused(line(nested(200)));
     refused(line(nested(500_000)));
-    // Chatter is looked into at whatever depth.
+    // Earlier lines are searched for an answer at any depth.
     let chatter = format!("{{\"x\":{}}}\n{{\"decision\":\"failed\"}}", nested(500_000));
     assert_eq!(outcome(&chatter).decision(), DraftProcessingDecision::Failed);
 }
