@@ -1,6 +1,6 @@
 //! The lifecycle: six states, five decisions, and the one table of moves a runner may make.
 //!
-//! The database holds the same table as triggers (`migrations/0001_drafts.sql`); a test walks
+//! The database holds the same table as triggers (`migrations/0002_drafts.sql`); a test walks
 //! all 36 pairs through both.
 
 use std::fmt;

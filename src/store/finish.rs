@@ -188,7 +188,7 @@ fn finish_chunk(
             &outcome.decision(),
             &outcome.note(),
             &outcome.output(),
-            &None::<String>,
+            &outcome.usage(),
             &due_at,
         ];
         for (value, parameter) in values.into_iter().zip(parameters.by_ref()) {

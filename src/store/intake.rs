@@ -227,7 +227,10 @@ fn insert(
         // Given twice, it is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
-            None => state_of(connection, id)?,
+            None => match state_of(connection, id)? {
+                None => pruned_state_of(connection, id)?,
+                state => state,
+            },
         };
         if there.is_none() {
             new.push(*draft);
@@ -329,6 +332,16 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
         }
     }
     Ok(())
+}
+
+/// The state in which a draft was that was pruned.
+fn pruned_state_of(
+    connection: &Connection,
+    id: DraftId,
+) -> Result<Option<DraftState>, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
+    Ok(statement.query_row([id], |row| row.get(0)).optional()?)
 }
 
 /// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.

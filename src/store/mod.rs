@@ -16,7 +16,7 @@
 //! | `upkeep.rs` | requeues it for an operator |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
-//! `migrations/0001_drafts.sql`.
+//! `migrations/0002_drafts.sql`.
 
 pub(crate) mod batch;
 pub mod batches;
