@@ -100,7 +100,7 @@ pub use sweep::{
     Swept, default_agent as default_sweep_agent, find as find_sweep_files, is_sweep_surface,
 };
 
-/// What the README shows of the library compiles and runs.
+/// What the documentation shows of the library compiles and runs.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/processors.md")]
+struct Processors;
