@@ -512,8 +512,11 @@ BEGIN
         CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL
                   AND NEW.errors + NEW.crashes > OLD.errors + OLD.crashes
              THEN NEW.last_error END,
+        -- It continues a sum if nothing but claims and releases has happened since.
         CASE WHEN NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
-             THEN NEW.defers_in_a_row - 20 END,
+             THEN ifnull((SELECT repeats FROM history
+                          WHERE draft = NEW.seq AND event NOT IN ('claimed', 'released')
+                          ORDER BY seq DESC LIMIT 1), 0) + 1 END,
         NEW.revision = OLD.revision
     );
     DELETE FROM checkpoints
@@ -521,19 +524,19 @@ BEGIN
 END;
 
 -- A draft that is deferred for ever leaves a bounded number of rows: the new row replaces the one
--- that stood for one deferral fewer, and the claim between them.
+-- that stood for one deferral fewer, and the claims and releases between them.
 CREATE TRIGGER history_sums_up_deferrals AFTER INSERT ON history
 WHEN NEW.repeats > 1
 BEGIN
     DELETE FROM history
-    WHERE draft = NEW.draft AND event = 'claimed' AND seq < NEW.seq
+    WHERE draft = NEW.draft AND seq < NEW.seq
       AND seq > (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
+                 WHERE draft = NEW.draft AND seq < NEW.seq
+                   AND event NOT IN ('claimed', 'released')
                  ORDER BY seq DESC LIMIT 1);
     DELETE FROM history
     WHERE seq = (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
-                 ORDER BY seq DESC LIMIT 1);
+                 WHERE draft = NEW.draft AND seq < NEW.seq ORDER BY seq DESC LIMIT 1);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
@@ -622,16 +625,19 @@ END;
 -- last event of all and that of the last draft stay, so that no seq is given twice.
 CREATE TRIGGER history_is_deleted_with_its_draft BEFORE DELETE ON history
 WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
-      AND NOT ifnull(CASE OLD.event
-          WHEN 'claimed' THEN
-              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq < OLD.seq
-               ORDER BY seq DESC LIMIT 1) IS NOT NULL
-              AND (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
-                   ORDER BY seq LIMIT 1) > 1
-          WHEN 'deferred' THEN
-              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
-               ORDER BY seq LIMIT 1) = OLD.repeats + 1
-          END, 0))
+      -- The next row that is no claim or release is a sum that continues the one before it.
+      AND NOT ifnull(
+          CASE WHEN OLD.event IN ('claimed', 'released')
+                   THEN (SELECT repeats FROM history
+                         WHERE draft = OLD.draft AND seq < OLD.seq
+                           AND event NOT IN ('claimed', 'released')
+                         ORDER BY seq DESC LIMIT 1)
+               WHEN OLD.event = 'deferred' THEN OLD.repeats
+          END + 1
+          = (SELECT repeats FROM history
+             WHERE draft = OLD.draft AND seq > OLD.seq
+               AND event NOT IN ('claimed', 'released')
+             ORDER BY seq LIMIT 1), 0))
   OR NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq)
   OR NOT EXISTS (SELECT 1 FROM history WHERE draft >= OLD.draft AND seq <> OLD.seq)
 BEGIN

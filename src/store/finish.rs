@@ -142,6 +142,7 @@ pub(super) fn finish(
                 return Ok(Stored::Moved);
             }
             if damaged.contains(&key.seq) {
+                record_damage(connection, key, now)?;
                 return Ok(Stored::Damaged);
             }
             refuse(connection, key, Ok(outcome), now)?;
@@ -273,6 +274,29 @@ pub(super) fn record_error(
         Ok(_) => Ok(Stored::Moved),
         Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Record that a draft's row cannot be changed as its result asks for. If not even that can be
+/// recorded, the claim is given up, so that no live runner seems to hold the draft.
+fn record_damage(
+    connection: &Connection,
+    key: &ClaimKey,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let error = cannot_change(key.id);
+    if record_error(connection, key, &error, now)? != Stored::Damaged {
+        return Ok(());
+    }
+    let given_up = connection
+        .prepare_cached(
+            "UPDATE drafts SET claim_token = NULL, owner = NULL \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! { ":seq": key.seq, ":token": key.token });
+    match given_up {
+        Err(error) if !is_row_fault(&error) => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
