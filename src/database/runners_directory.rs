@@ -166,6 +166,12 @@ impl RunnersDirectory {
         Ok(File::from(file))
     }
 
+    /// Whether the name is this file's.
+    pub(crate) fn holds(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<bool> {
+        let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(false) };
+        Ok(found.identity == Facts::of_open(file)?.identity)
+    }
+
     /// Remove the name, if it is this file's: not what somebody put in its place.
     pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
         let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };

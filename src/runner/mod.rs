@@ -161,11 +161,15 @@ impl Runner {
             [] => {}
             [processor] => dispatcher.worker().work(processor),
             processors => thread::scope(|scope| {
+                let mut started = false;
                 for processor in processors {
                     let worker = dispatcher.worker();
                     let work = move || dispatcher.within_span(|| worker.work(processor));
-                    if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
-                        dispatcher.cannot_start(error);
+                    match thread::Builder::new().spawn_scoped(scope, work) {
+                        Ok(_) => started = true,
+                        // Those that run do the work of those that cannot be started.
+                        Err(error) if started => dispatcher.goes_on_without(&error),
+                        Err(error) => dispatcher.cannot_start(error),
                     }
                 }
             }),
@@ -236,6 +240,10 @@ impl Runner {
         summary: &mut DraftRunSummary,
     ) -> Result<PendingSnapshot, LibrarianError> {
         self.store.check_file()?;
+        if lock(&self.registration).as_ref().is_some_and(|registration| !registration.is_in_place())
+        {
+            self.forget_registration();
+        }
         self.store.check_runners_directory(lock(&self.registration).is_some())?;
         let stale_before = now.checked_sub(self.stale_after).unwrap_or(SystemTime::UNIX_EPOCH);
         let recovery = self.store.recover(stale_before)?;

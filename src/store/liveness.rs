@@ -101,6 +101,11 @@ impl RunnerLock {
         }
     }
 
+    /// Whether the file is where others test it. A lock whose file was deleted protects nothing.
+    pub(super) fn is_in_place(&self, directory: &RunnersDirectory) -> bool {
+        directory.holds(&self.name, &self.file).unwrap_or(false)
+    }
+
     /// The file's name, as the runner's entry gives it.
     pub(super) fn name(&self) -> &str {
         &self.name

@@ -92,6 +92,15 @@ impl RunnerRegistration {
         self.id
     }
 
+    /// Whether others find this runner's lock where its row says. If not, it should register again
+    /// before it claims anything: what it claims would look abandoned.
+    pub(crate) fn is_in_place(&self) -> bool {
+        match self.store.runners_directory() {
+            Ok(Some(directory)) => self.lock.is_in_place(&directory),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     pub(super) fn backs_off(&self) -> bool {
         self.backs_off
     }

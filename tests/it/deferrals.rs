@@ -59,7 +59,10 @@ fn week(drafts: usize, output_bytes: usize) {
         assert!(
             due > clock.now_ms(),
             "a deferral without a delay waits: {:?}",
-            crate::harness::rows(&sql, "SELECT state, due_at, defers, defers_in_a_row, errors, last_error_class, count(*) FROM drafts GROUP BY 1,2,3,4,5,6")
+            crate::harness::rows(
+                &sql,
+                "SELECT state, due_at, defers, defers_in_a_row, errors, last_error_class, count(*) FROM drafts GROUP BY 1,2,3,4,5,6"
+            )
         );
         assert!(due <= clock.now_ms() + 60 * 60 * 1000, "an hour at most");
         clock.set(from_unix_ms(due));
