@@ -383,7 +383,7 @@ fn print_submission(output: Output, submission: &Submission) -> Result<(), Failu
     if output.is_json() {
         return output.json(submission);
     }
-    let Submission { id, state, created } = submission;
+    let Submission { id, state, created, .. } = submission;
     output.text(&match created {
         true => format!("Submitted draft {id}; it is {state}."),
         false => format!("Draft {id} was submitted before; it is {state}. Nothing was changed."),

@@ -208,7 +208,7 @@ impl Run {
             .stop_at_error(self.fail_fast)
             .observer(move |summary| shown.show(summary));
         let begun = Instant::now();
-        let RunReport { summary, stopped_by } =
+        let RunReport { summary, stopped_by, .. } =
             runner.run(&mut ready.processors, SystemTime::now());
         progress.clear();
 
@@ -286,6 +286,7 @@ impl Watch {
                 WatchEvent::Reopened { path } => {
                     say(&format!("draftq: opened the database that is at {} now", path.display()));
                 }
+                _ => {}
             }
             Ok::<(), Failure>(())
         })?;

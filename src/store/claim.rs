@@ -10,7 +10,7 @@ use std::fmt;
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 
 use super::batch::is_row_fault;
-use super::columns::draft_of;
+use super::columns::{draft_of, get};
 use super::finish::record_error;
 use super::registration::RunnerRegistration;
 use super::{DraftStore, draft_columns};
@@ -18,6 +18,7 @@ use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
+use crate::state::DraftState;
 
 /// Most bytes of text that are claimed together, if it is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -122,12 +123,20 @@ impl fmt::Debug for ClaimKey {
 
 /// What [`DraftStore::claim_next`] found.
 #[derive(Debug)]
+#[must_use = "a claim that is dropped leaves its draft in processing"]
+#[non_exhaustive]
 pub enum Claimed {
     /// A draft to process.
     Draft(Box<Claim>),
     /// A draft that is not what was submitted: its row or text was altered or damaged from outside
-    /// ([`LibrarianError::DamagedDraft`]). It is passed over, so that it does not stop the others.
-    Unreadable(DraftId),
+    /// ([`LibrarianError::DamagedDraft`]). It is not processed; the snapshot continues after it.
+    Unreadable {
+        /// The draft.
+        id: DraftId,
+        /// The state that it is in: `processing` with the error recorded, or `pending` if its row
+        /// cannot be changed.
+        state: DraftState,
+    },
 }
 
 /// The claims of one transaction.
@@ -324,9 +333,9 @@ pub(super) fn claim(
                 let key = ClaimKey { seq, id, token, runner };
                 let error = LibrarianError::DamagedDraft { id, damage };
                 record_error(connection, &key, &error, now)?;
-                Claimed::Unreadable(id)
+                Claimed::Unreadable { id, state: DraftState::Processing }
             }
-            (None, _) => Claimed::Unreadable(id),
+            (None, _) => Claimed::Unreadable { id, state: DraftState::Pending },
         };
         found.push((seq, claimed));
     }
@@ -376,7 +385,7 @@ fn next_ready(
         ready.push(Ready {
             seq: row.get("seq")?,
             // All zeros where the row has no id that can be read.
-            id: row.get("id").unwrap_or(DraftId::NONE),
+            id: get(row, "id").unwrap_or(DraftId::NONE),
             claims: row.get("claims").unwrap_or_default(),
             errors: row.get("errors").unwrap_or_default(),
             draft: draft_of(row),

@@ -186,7 +186,7 @@ fn finish_chunk(
         let values: [&dyn ToSql; 7] = [
             &key.seq,
             &key.token,
-            &outcome.decision(),
+            &outcome.decision().as_str(),
             &outcome.note(),
             &outcome.output(),
             &outcome.usage(),
@@ -229,7 +229,7 @@ fn refuse(
         .execute(named_params! {
             ":now": now,
             ":runner": key.runner,
-            ":decision": outcome.map(Outcome::decision),
+            ":decision": outcome.map(|outcome| outcome.decision().as_str()),
             ":note": outcome.and_then(Outcome::note),
             ":output": outcome.and_then(Outcome::output),
             ":class": error.map(LibrarianError::class),

@@ -20,6 +20,7 @@ use crate::state::DraftState;
 
 /// What became of a submitted draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Submission {
     /// The draft's id.
     pub id: DraftId,
@@ -285,7 +286,7 @@ fn bind_draft(
         statement,
         parameters,
         &[
-            &draft.id(),
+            &draft.id().to_hex(),
             &unix_ms(metadata.submitted_at),
             &metadata.source_surface.as_str(),
             &metadata.source_agent,

@@ -26,6 +26,7 @@ const MAX_EVENTS_READ: i64 = 10_000;
 
 /// What others see of a runner, and its error budget.
 #[derive(Debug, Clone)]
+#[must_use = "a description registers nothing by itself"]
 pub struct RunnerInfo {
     processor: String,
     processor_version: Option<String>,
@@ -35,7 +36,6 @@ pub struct RunnerInfo {
 
 impl RunnerInfo {
     /// A runner whose processor has this name.
-    #[must_use]
     pub fn new(processor: &str) -> Self {
         Self {
             processor: processor.to_owned(),
@@ -46,21 +46,18 @@ impl RunnerInfo {
     }
 
     /// The version of the processor.
-    #[must_use]
     pub fn processor_version(self, version: impl Into<Option<String>>) -> Self {
         Self { processor_version: version.into(), ..self }
     }
 
     /// How many errors and crashes a draft may have under this runner before recovery moves it to
     /// `failed`; 5 if not given, 0 for no limit.
-    #[must_use]
     pub fn max_errors(self, max_errors: u32) -> Self {
         Self { max_errors, ..self }
     }
 
     /// Whether a draft that is deferred again and again without a delay waits longer each time
     /// (30 s, doubling, to an hour at most); it does not if not given.
-    #[must_use]
     pub fn backs_off(self, backs_off: bool) -> Self {
         Self { backs_off, ..self }
     }

@@ -11,6 +11,7 @@ use crate::state::DraftState;
 
 /// What a requeue did with one draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Requeued {
     /// The draft.
     pub id: DraftId,
@@ -62,6 +63,6 @@ fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, T
                  updated_at = :now, revision = (revision + 1) & 4294967295 \
              WHERE id = :id AND state NOT IN ('pending', 'processing')",
         )?
-        .execute(named_params! { ":id": id, ":now": now })?;
+        .execute(named_params! { ":id": id.to_hex(), ":now": now })?;
     Ok(Requeued { id, from })
 }

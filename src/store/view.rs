@@ -7,16 +7,17 @@ use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
-use super::columns::{Columns, draft_of, verified_draft_of};
+use super::columns::{Columns, draft_of, get, verified_draft_of};
 use super::counts;
 use super::{DraftStore, draft_columns};
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftSourceSurface};
+use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
+use crate::json::JsonText;
+use crate::metadata::DraftSourceSurface;
 use crate::state::{DraftProcessingDecision, DraftState};
 
 /// Most drafts in one page of a list.
@@ -79,7 +80,7 @@ pub struct DraftRecord {
     /// The processor's note with it.
     pub note: Option<String>,
     /// The processor's output with it.
-    pub output: Option<Box<RawValue>>,
+    pub output: Option<JsonText>,
     /// A short word for the last error.
     pub last_error_class: Option<String>,
     /// What the last error said.
@@ -161,7 +162,7 @@ pub struct HistoryEvent {
     /// The processor's note.
     pub note: Option<String>,
     /// The processor's output.
-    pub output: Option<Box<RawValue>>,
+    pub output: Option<JsonText>,
     /// A short word for the error.
     pub error_class: Option<String>,
     /// What the error said.
@@ -241,7 +242,7 @@ impl DraftStore {
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.id = ?1 AND drafts.state = ?2"
             ))?;
-            let mut rows = statement.query(params![id, state])?;
+            let mut rows = statement.query(params![id.to_hex(), state.as_str()])?;
             match rows.next()? {
                 None => Err(LibrarianError::DraftNotFound { state, id }.into()),
                 Some(row) => {
@@ -269,7 +270,7 @@ impl DraftStore {
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.state = ?1 ORDER BY drafts.seq"
             ))?;
-            let mut rows = statement.query([state])?;
+            let mut rows = statement.query([state.as_str()])?;
             let mut drafts = Vec::new();
             while let Some(row) = rows.next()? {
                 match draft_of(row) {
@@ -277,7 +278,7 @@ impl DraftStore {
                     Err(damage) => tracing::warn!(
                         target: "mimir.librarian.damaged_draft",
                         seq = row.get::<_, i64>("seq").unwrap_or_default(),
-                        draft_id = row.get::<_, DraftId>("id").ok().map(tracing::field::display),
+                        draft_id = get::<DraftId>(row, "id").ok().map(tracing::field::display),
                         %damage,
                         "draft was left out"
                     ),
@@ -366,7 +367,7 @@ impl DraftStore {
                 && let Some(row) = rows.next()?
             {
                 // What is no id cannot be asked for.
-                ids.extend(row.get::<_, DraftId>(0).ok());
+                ids.extend(get::<DraftId>(row, "id").ok());
             }
             Ok(ids)
         })
@@ -390,7 +391,7 @@ impl DraftStore {
                 draft_columns!(),
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) WHERE drafts.id = ?1"
             ))?;
-            let mut rows = statement.query([id])?;
+            let mut rows = statement.query([id.to_hex()])?;
             let draft = match rows.next()? {
                 None => return Err(LibrarianError::UnknownDraft { id }.into()),
                 Some(row) => verified_draft_of(row),
@@ -522,7 +523,7 @@ fn record(
 ) -> Result<(DraftRecord, Vec<HistoryEvent>), TransactionError> {
     let record = connection
         .prepare_cached(&format!("SELECT {RECORD_COLUMNS} FROM drafts WHERE id = ?1"))?
-        .query_row([id], |row| Ok(record_of(row)))
+        .query_row([id.to_hex()], |row| Ok(record_of(row)))
         .optional()?
         .ok_or(LibrarianError::UnknownDraft { id })?;
     // Its id was found, so it is the state.
@@ -553,7 +554,7 @@ const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source_agent, sou
 
 /// The record of a row; an error only if its id or state cannot be read.
 fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
-    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftRecord {
         seq,
@@ -602,7 +603,7 @@ fn record_bytes(record: &DraftRecord) -> usize {
 
 /// The summary of a row; an error only if its id or state cannot be read.
 fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error> {
-    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftSummary {
         seq,

@@ -350,7 +350,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
                         let outcome = DraftProcessingDecision::Accepted.into();
                         note(store.finish(*claim, &outcome).map(|_| ()));
                     }
-                    Ok(Some(Claimed::Unreadable(_))) => {}
+                    Ok(Some(_)) => {}
                     Ok(None) => break,
                     Err(error) => {
                         note(Err(error));

@@ -361,7 +361,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
     fn id() -> DraftId {
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH);
