@@ -7,7 +7,8 @@ use rusqlite::Connection;
 
 use super::super::connection::{configure, connect};
 use super::*;
-use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+use crate::draft::Draft;
+use crate::metadata::{DraftMetadata, DraftSourceSurface};
 use crate::outcome::Outcome;
 use crate::state::{DraftProcessingDecision, DraftState};
 use crate::store::DraftStore;

@@ -342,7 +342,7 @@ fn pruned_state_of(
 ) -> Result<Option<DraftState>, TransactionError> {
     let mut statement =
         connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
-    Ok(statement.query_row([id], |row| row.get(0)).optional()?)
+    Ok(statement.query_row([id.to_hex()], |row| super::columns::get(row, "state")).optional()?)
 }
 
 /// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.
