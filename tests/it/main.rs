@@ -24,6 +24,7 @@ mod reading;
 mod readme;
 mod run;
 mod schema;
+mod schema_rules;
 mod signals;
 mod submit;
 mod sweep;

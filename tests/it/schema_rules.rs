@@ -1,0 +1,176 @@
+//! Each rule of the schema by itself. Most of them stand behind others: a trigger refuses what a
+//! CHECK would refuse as well. Here each is asked alone, so that none can be lost unseen.
+
+use std::collections::BTreeSet;
+
+use rusqlite::Connection;
+
+use crate::harness::{draft, store};
+
+/// Values for `UPDATE drafts SET …` on a pending draft, by the CHECK that refuses them.
+const DRAFTS: &[(&str, &[&str])] = &[
+    ("seq is a positive number", &["seq = 0", "seq = 1000000000000001"]),
+    (
+        "id is 16 lower-case hexadecimal digits",
+        &[
+            "id = 'abc'",
+            "id = '0123456789ABCDEF'",
+            "id = '0123456789abcdeg'",
+            "id = '0123456789abcdef' || char(0)",
+            "id = '0123456789abcde' || char(0)",
+        ],
+    ),
+    (
+        "state is one of the six states",
+        &["state = 'nonsense', decision = 'nonsense'", "state = '', decision = ''"],
+    ),
+    (
+        "due_at is a time, and set for pending drafts only",
+        &[
+            "due_at = -1",
+            "due_at = 253402300800000",
+            "due_at = 5, state = 'accepted', decision = 'accepted'",
+            "due_at = 5, state = 'processing', claimed_at = 1",
+        ],
+    ),
+    (
+        "claimed_at is a time, and set in processing and only there",
+        &[
+            "claimed_at = 1",
+            "claimed_at = 1, state = 'accepted', decision = 'accepted'",
+            "state = 'processing'",
+            "state = 'processing', claimed_at = -1",
+            "state = 'processing', claimed_at = 253402300800000",
+        ],
+    ),
+    ("claim_token is set in processing only", &["claim_token = x'00'"]),
+    ("owner needs a claim_token", &["state = 'processing', claimed_at = 1, owner = 1"]),
+    ("claims is a count", &["claims = -1", "claims = 1000000001"]),
+    ("errors is a count", &["errors = -1", "errors = 1000000001"]),
+    ("crashes is a count", &["crashes = -1", "crashes = 1000000001"]),
+    ("defers is a count", &["defers = -1", "defers = 1000000001"]),
+    ("defers_in_a_row is a count", &["defers_in_a_row = -1", "defers_in_a_row = 1000000001"]),
+    ("suspect is 0 or 1", &["suspect = -1", "suspect = 2"]),
+    ("updated_at is a time", &["updated_at = -1", "updated_at = 253402300800000"]),
+    ("submitted_at is a time", &["submitted_at = -1", "submitted_at = 253402300800000"]),
+    ("text_bytes is a length", &["text_bytes = -1", "text_bytes = 2147483648"]),
+    ("source_surface is a known surface", &["source_surface = 'nowhere'", "source_surface = ''"]),
+    (
+        "context_tags is a JSON array",
+        &[
+            "context_tags = 'x'",
+            "context_tags = '{}'",
+            "context_tags = '\"a\"'",
+            "context_tags = '[\"a\"]' || char(0)",
+        ],
+    ),
+    (
+        "supersedes is an id",
+        &[
+            "supersedes = 'abc'",
+            "supersedes = '0123456789ABCDEF'",
+            "supersedes = '0123456789abcdef' || char(0)",
+        ],
+    ),
+    (
+        "decision fits the state",
+        &[
+            "decision = 'accepted'",
+            "decision = 'deferred', state = 'processing', claimed_at = 1",
+            "decision = 'deferred', state = 'failed'",
+            "decision = 'accepted', state = 'failed'",
+            "decision = 'skipped', state = 'accepted'",
+            "state = 'accepted'",
+            "state = 'skipped'",
+            "state = 'quarantined'",
+        ],
+    ),
+    (
+        "decided_by signs a decision",
+        &[
+            "decided_by = 'me'",
+            "decided_by = 'me', state = 'processing', claimed_at = 1",
+            "decided_by = '', state = 'accepted', decision = 'accepted'",
+        ],
+    ),
+    ("output is JSON", &["output = '{'", "output = '{}' || char(0)"]),
+    ("usage is a JSON object", &["usage = '{'", "usage = '[]'", "usage = '{}' || char(0)"]),
+];
+
+/// The same for `UPDATE runners SET …`.
+const RUNNERS: &[(&str, &[&str])] = &[
+    ("id is a positive number", &["id = 0", "id = 1000000000000001"]),
+    ("pid is a process id", &["pid = -1", "pid = 4294967296"]),
+    ("max_errors is a count", &["max_errors = -1", "max_errors = 4294967296"]),
+];
+
+/// And for `UPDATE history SET …`.
+const HISTORY: &[(&str, &[&str])] = &[
+    ("seq is a positive number", &["seq = 0", "seq = 1000000000000001"]),
+    ("event is a known event", &["event = 'nonsense'", "event = ''"]),
+];
+
+fn names(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut statement = connection.prepare(sql).unwrap();
+    let names = statement.query_map([], |row| row.get(0)).unwrap();
+    names.map(Result::unwrap).collect()
+}
+
+#[test]
+fn each_check_refuses_by_itself() {
+    let (_directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let _runner = store.register_runner("test").unwrap();
+    let connection = Connection::open(store.path()).unwrap();
+    for trigger in names(&connection, "SELECT name FROM sqlite_schema WHERE type = 'trigger'") {
+        connection.execute_batch(&format!("DROP TRIGGER {trigger}")).unwrap();
+    }
+    for (table, checks) in [("drafts", DRAFTS), ("runners", RUNNERS), ("history", HISTORY)] {
+        for (check, sets) in checks {
+            for set in *sets {
+                let sql = format!("UPDATE {table} SET {set}");
+                let error = match connection.execute(&sql, []) {
+                    Err(error) => error.to_string(),
+                    Ok(_) => panic!("{table}: {set} was let through"),
+                };
+                let expected = format!("CHECK constraint failed: {check}");
+                assert_eq!(error, expected, "{table}: {set}");
+            }
+        }
+        // And there is no other.
+        let sql = format!("SELECT sql FROM sqlite_schema WHERE name = '{table}'");
+        let definition = names(&connection, &sql).remove(0);
+        let named: BTreeSet<&str> = definition
+            .split("CONSTRAINT \"")
+            .skip(1)
+            .filter_map(|rest| rest.split('"').next())
+            .collect();
+        let asked: BTreeSet<&str> = checks.iter().map(|(check, _)| *check).collect();
+        assert_eq!(named, asked, "{table}");
+        assert_eq!(definition.matches("CHECK").count(), checks.len(), "{table}: one has no name");
+    }
+}
+
+/// What each CHECK must let through, so that none of them refuses too much.
+#[test]
+fn the_ends_of_each_range_are_let_through() {
+    let (_directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let connection = Connection::open(store.path()).unwrap();
+    connection.execute_batch("DROP TRIGGER drafts_identity_is_fixed").unwrap();
+    for set in [
+        "due_at = 253402300799999",
+        "claims = 1000000000, errors = 1000000000, crashes = 1000000000, defers = 1000000000, \
+             defers_in_a_row = 1000000000",
+        "suspect = 1",
+        "updated_at = 253402300799999",
+        "submitted_at = 0",
+        "text_bytes = 2147483647",
+        "decision = 'deferred'",
+        "supersedes = '0123456789abcdef'",
+        "usage = '{}', output = '[]'",
+    ] {
+        let changed = connection.execute(&format!("UPDATE drafts SET {set}"), []);
+        assert_eq!(changed, Ok(1), "{set}");
+    }
+}
