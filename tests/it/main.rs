@@ -17,6 +17,7 @@ mod lifecycle;
 mod look;
 mod machine;
 mod model;
+mod moves;
 mod opening;
 mod output;
 mod privacy;

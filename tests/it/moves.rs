@@ -1,0 +1,263 @@
+//! Moves that must tell waiting runners, and moves that blame a draft or spare it.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use draftq::processors::command::MAX_NOTE_BYTES;
+use draftq::runner::Cancellation;
+use draftq::store::claim::{Claim, Claimed};
+use draftq::store::registration::RunnerRegistration;
+use draftq::watch::Waiter;
+use draftq::{
+    Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError,
+    Outcome, ProcessorError, Runner,
+};
+use rusqlite::Connection;
+
+use crate::harness::{draft, store};
+
+/// A processor that is a function.
+struct Judge<F>(F);
+
+impl<F: FnMut(&Draft) -> Result<Outcome, LibrarianError>> DraftProcessor for Judge<F> {
+    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+        self.process_to_outcome(draft).map(|outcome| outcome.decision())
+    }
+
+    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        (self.0)(draft)
+    }
+}
+
+/// The file that is written to when waiting runners are to be told.
+struct Wakeup(PathBuf);
+
+impl Wakeup {
+    /// A waiting runner makes it.
+    fn of(store: &DraftStore) -> Self {
+        drop(Waiter::new(store).unwrap());
+        let mut directory = store.path().as_os_str().to_owned();
+        directory.push("-runners");
+        Self(PathBuf::from(directory).join("wakeup"))
+    }
+
+    /// Whether it was written to since this was last asked.
+    fn told(&self) -> bool {
+        let told = fs::metadata(&self.0).unwrap().len() > 0;
+        File::options().write(true).open(&self.0).unwrap().set_len(0).unwrap();
+        told
+    }
+}
+
+fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
+    let mut snapshot = store.pending_snapshot().unwrap();
+    match store.claim_next(runner, &mut snapshot).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        other => panic!("expected a draft, got {other:?}"),
+    }
+}
+
+fn uncharged() -> LibrarianError {
+    ProcessorError::new("spawn", "no process").uncharged().into()
+}
+
+#[test]
+fn what_comes_in_is_told() {
+    let (_directory, store) = store();
+    let wakeup = Wakeup::of(&store);
+    assert!(!wakeup.told());
+    let first = draft("one");
+    store.submit(&first).unwrap();
+    assert!(wakeup.told(), "submit");
+    store.submit(&first).unwrap();
+    assert!(!wakeup.told(), "nothing new came in");
+    store.submit_many(&[draft("two")]).unwrap();
+    assert!(wakeup.told(), "submit_many");
+    let read = [Ok::<_, LibrarianError>(draft("three"))];
+    store.submit_while_reading(read).unwrap();
+    assert!(wakeup.told(), "submit_while_reading");
+    let mut batches = store.batched_submit();
+    batches.push(draft("four")).unwrap();
+    assert!(!wakeup.told(), "it is not stored yet");
+    batches.finish().unwrap();
+    assert!(wakeup.told(), "batched_submit");
+    store.transition(first.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    store.transition(first.id(), DraftState::Processing, DraftState::Failed).unwrap();
+    store.requeue(&[first.id()]).unwrap();
+    assert!(wakeup.told(), "requeue");
+}
+
+#[test]
+fn what_is_given_back_is_told() {
+    let (_directory, store) = store();
+    let wakeup = Wakeup::of(&store);
+    store.submit(&draft("one")).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    wakeup.told();
+    store.release(claim(&store, &runner)).unwrap();
+    assert!(wakeup.told(), "release");
+    store.record_error(claim(&store, &runner), &uncharged()).unwrap();
+    assert!(wakeup.told(), "an error that is not charged");
+    // A runner does the same with many at a time.
+    let report = Runner::new(&store, "test")
+        .stop_at_error(true)
+        .run_one(&mut Judge(|_: &Draft| Err(uncharged())), SystemTime::now());
+    assert_eq!(report.summary.released, 1);
+    assert!(wakeup.told(), "an error that is not charged, in a run");
+    // One that is charged waits for recovery.
+    let error = ProcessorError::new("exit", "exit status 1").into();
+    store.record_error(claim(&store, &runner), &error).unwrap();
+    assert!(!wakeup.told());
+}
+
+#[test]
+fn what_was_claimed_ahead_and_is_given_back_is_told() {
+    // A slow machine may claim nothing ahead; then another try is made.
+    for _ in 0..20 {
+        let (_directory, store) = store();
+        let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();
+        store.submit_many(&drafts).unwrap();
+        let wakeup = Wakeup::of(&store);
+        let cancellation = Cancellation::default();
+        let mut begun = 0;
+        let report = Runner::new(&store, "test").cancellation(cancellation.clone()).run_one(
+            &mut Judge(|_: &Draft| {
+                begun += 1;
+                if begun == 12 {
+                    cancellation.cancel();
+                }
+                Ok(DraftProcessingDecision::Accepted.into())
+            }),
+            SystemTime::now(),
+        );
+        assert_eq!((report.summary.claimed, report.summary.accepted), (12, 12));
+        let sql = Connection::open(store.path()).unwrap();
+        let released = "SELECT count(*) FROM history WHERE event = 'released'";
+        let released: i64 = sql.query_row(released, [], |row| row.get(0)).unwrap();
+        assert_eq!(store.list(DraftState::Pending).unwrap().len(), 188);
+        if released > 0 {
+            assert!(wakeup.told());
+            return;
+        }
+    }
+    panic!("nothing was ever claimed ahead");
+}
+
+/// What a draft did under an earlier runner is not held against it when others die or end.
+#[test]
+fn a_draft_is_not_failed_for_the_end_of_a_runner_that_it_is_not_to_blame_for() {
+    for (end, suspect) in [
+        // Nothing is known of the runner: one of the two may be to blame.
+        ("DELETE FROM runners", 1),
+        // It ended in good order.
+        ("UPDATE runners SET ended_at = 1", 0),
+    ] {
+        let (_directory, store) = store();
+        store.submit_many(&[draft("a"), draft("b")]).unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        // Its errors have reached the budget of the runner that it erred under last.
+        sql.execute("UPDATE drafts SET errors = 3, error_budget = 1", []).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let _held = [claim(&store, &runner), claim(&store, &runner)];
+        sql.execute(end, []).unwrap();
+        let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!((recovery.to_pending.len(), recovery.to_failed.len()), (2, 0), "{end}");
+        let rows = "SELECT group_concat(suspect || ' ' || crashes || ' ' || errors || ' ' || due_at) \
+                    FROM drafts";
+        let rows: String = sql.query_row(rows, [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, format!("{suspect} 0 3 0,{suspect} 0 3 0"), "{end}");
+    }
+}
+
+#[test]
+fn a_requeue_begins_anew() {
+    let (_directory, store) = store();
+    let draft = draft("again");
+    store.submit(&draft).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute_batch(
+        "UPDATE drafts SET errors = 3, crashes = 2, defers_in_a_row = 4, suspect = 1, \
+             error_budget = 5, last_error_class = 'exit', last_error = 'exit status 1'; \
+         UPDATE drafts SET state = 'failed', decision = 'failed', decided_by = 'me', note = 'n', \
+             output = '{}', usage = '{}';",
+    )
+    .unwrap();
+    store.requeue(&[draft.id()]).unwrap();
+    let left = "SELECT json_array(state, errors, crashes, defers_in_a_row, suspect, error_budget, \
+                last_error_class, last_error, decision, decided_by, note, output, usage, due_at) \
+                FROM drafts";
+    let left: String = sql.query_row(left, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, r#"["pending",0,0,0,0,null,null,null,null,null,null,null,null,0]"#);
+}
+
+#[test]
+fn a_damaged_draft_is_charged_and_let_go_by_its_runner() {
+    let (_directory, store) = store();
+    let damaged = draft("damaged");
+    store.submit(&damaged).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute_batch("DROP TRIGGER draft_texts_are_fixed; UPDATE draft_texts SET raw_text = 'x'")
+        .unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let mut snapshot = store.pending_snapshot().unwrap();
+    let claimed = store.claim_next(&runner, &mut snapshot).unwrap();
+    assert!(matches!(claimed, Some(Claimed::Unreadable(id)) if id == damaged.id()), "{claimed:?}");
+    let row = "SELECT json_array(state, owner, claim_token IS NULL, errors, last_error_class) \
+               FROM drafts";
+    let row: String = sql.query_row(row, [], |row| row.get(0)).unwrap();
+    assert_eq!(row, r#"["processing",null,1,1,"damaged"]"#);
+}
+
+#[test]
+fn an_error_is_stored_up_to_a_length() {
+    let (_directory, store) = store();
+    let long = draft("long");
+    store.submit(&long).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let error = ProcessorError::new("exit", "é".repeat(MAX_NOTE_BYTES));
+    store.record_error(claim(&store, &runner), &error.into()).unwrap();
+    let stored = store.record(long.id()).unwrap().0.last_error.unwrap();
+    assert!((8 * 1024 - 1..=8 * 1024).contains(&stored.len()), "{}", stored.len());
+}
+
+#[test]
+fn a_short_hold_does_not_end_a_longer_one() {
+    const LONG: Duration = Duration::from_millis(300);
+    let (_directory, store) = store();
+    let drafts = [draft("long"), draft("short"), draft("last")];
+    store.submit_many(&drafts).unwrap();
+    let (long, reader) = (drafts[0].id(), store.clone());
+    let judge = || {
+        let reader = reader.clone();
+        Judge(move |draft: &Draft| {
+            let accepted = Outcome::new(DraftProcessingDecision::Accepted);
+            let now = microseconds();
+            Ok(match draft.raw_text() {
+                "long" => accepted.with_hold(LONG).with_note(&now),
+                "short" => {
+                    // Not before the long hold is known.
+                    while reader.load(DraftState::Accepted, long).is_err() {
+                        std::thread::yield_now();
+                    }
+                    accepted.with_hold(Duration::ZERO)
+                }
+                _ => accepted.with_note(&now),
+            })
+        })
+    };
+    let mut processors = [judge(), judge()];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    assert_eq!(report.summary.accepted, 3);
+    let noted = |draft: &Draft| -> u128 {
+        store.record(draft.id()).unwrap().0.note.unwrap().parse().unwrap()
+    };
+    let between = noted(&drafts[2]) - noted(&drafts[0]);
+    assert!(between >= LONG.as_micros(), "{between} µs");
+}
+
+/// Microseconds by a clock that never goes back.
+fn microseconds() -> String {
+    static BEGUN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    BEGUN.get_or_init(Instant::now).elapsed().as_micros().to_string()
+}
