@@ -99,11 +99,17 @@ fn what_is_given_back_is_told() {
     assert!(wakeup.told(), "release");
     store.record_error(claim(&store, &runner), &uncharged()).unwrap();
     assert!(wakeup.told(), "an error that is not charged");
-    // A runner does the same with many at a time.
-    let report = Runner::new(&store, "test")
-        .stop_at_error(true)
-        .run_one(&mut Judge(|_: &Draft| Err(uncharged())), SystemTime::now());
-    assert_eq!(report.summary.released, 1);
+    // A runner does the same with many at a time. It was told to stop at the first error, so it
+    // does not wait for the machine.
+    let mut tries = 0;
+    let mut judge = Judge(|_: &Draft| {
+        tries += 1;
+        Err(uncharged())
+    });
+    let report =
+        Runner::new(&store, "test").stop_at_error(true).run_one(&mut judge, SystemTime::now());
+    assert_eq!((report.summary.released, tries), (1, 1));
+    assert!(report.stopped_by.is_some());
     assert!(wakeup.told(), "an error that is not charged, in a run");
     // One that is charged waits for recovery.
     let error = ProcessorError::new("exit", "exit status 1").into();
@@ -168,6 +174,86 @@ fn a_draft_is_not_failed_for_the_end_of_a_runner_that_it_is_not_to_blame_for() {
         let rows: String = sql.query_row(rows, [], |row| row.get(0)).unwrap();
         assert_eq!(rows, format!("{suspect} 0 3 0,{suspect} 0 3 0"), "{end}");
     }
+}
+
+/// A suspicion ends when the draft has shown that it does not bring its runner down.
+#[test]
+fn a_suspicion_lasts_until_the_draft_was_processed() {
+    let (_directory, store) = store();
+    store.submit(&draft("suspect")).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET suspect = 1, defers_in_a_row = 3", []).unwrap();
+    let row = || -> (i64, i64) {
+        let row = "SELECT suspect, defers_in_a_row FROM drafts";
+        sql.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    let runner = store.register_runner("test").unwrap();
+    store.release(claim(&store, &runner)).unwrap();
+    assert_eq!(row(), (1, 3), "it was not begun");
+    store.record_error(claim(&store, &runner), &uncharged()).unwrap();
+    assert_eq!(row(), (1, 3), "the machine failed it");
+    let error = ProcessorError::new("exit", "exit status 1").into();
+    store.record_error(claim(&store, &runner), &error).unwrap();
+    assert_eq!(row(), (0, 0), "it erred, and that is no deferral");
+    for (decision, deferrals) in
+        [(DraftProcessingDecision::Skipped, 0), (DraftProcessingDecision::Deferred, 4)]
+    {
+        let other = draft(decision.as_str());
+        store.submit(&other).unwrap();
+        let only = format!("WHERE id = '{}'", other.id());
+        sql.execute(&format!("UPDATE drafts SET suspect = 1, defers_in_a_row = 3 {only}"), [])
+            .unwrap();
+        store.finish(claim(&store, &runner), &decision.into()).unwrap();
+        let row = format!("SELECT suspect, defers_in_a_row FROM drafts {only}");
+        let row = sql.query_row(&row, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        assert_eq!(row, Ok((0, deferrals)), "{decision:?}");
+    }
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_asks_the_processor_no_more() {
+    let (_directory, store) = store();
+    store.submit(&draft("the machine fails it")).unwrap();
+    let cancellation = Cancellation::default();
+    let mut tries = 0;
+    let mut judge = Judge(|_: &Draft| {
+        tries += 1;
+        cancellation.cancel();
+        Err(uncharged())
+    });
+    let runner = Runner::new(&store, "test").cancellation(cancellation.clone());
+    let report = runner.run_one(&mut judge, SystemTime::now());
+    assert_eq!((report.summary.released, tries), (1, 1));
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!(store.list(DraftState::Pending).unwrap().len(), 1);
+}
+
+/// One worker that the machine fails does not end a run in which another comes to results, for
+/// however long that is.
+#[test]
+fn a_run_in_which_somebody_comes_to_results_goes_on() {
+    /// Longer than a run waits if nobody comes to a result.
+    const FAILS_FOR: Duration = Duration::from_secs(11);
+    let (_directory, store) = store();
+    let mut drafts = vec![draft("the machine fails it")];
+    drafts.extend((0..30).map(|number| draft(&format!("works {number}"))));
+    store.submit_many(&drafts).unwrap();
+    let begun = Instant::now();
+    let judge = || {
+        Judge(|draft: &Draft| {
+            if draft.raw_text().starts_with("works") {
+                // Slow work.
+                std::thread::sleep(Duration::from_millis(450));
+            } else if begun.elapsed() < FAILS_FOR {
+                return Err(uncharged());
+            }
+            Ok(DraftProcessingDecision::Accepted.into())
+        })
+    };
+    let mut processors = [judge(), judge()];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!(report.summary.accepted, drafts.len());
 }
 
 #[test]
@@ -254,6 +340,46 @@ fn a_short_hold_does_not_end_a_longer_one() {
     };
     let between = noted(&drafts[2]) - noted(&drafts[0]);
     assert!(between >= LONG.as_micros(), "{between} µs");
+}
+
+/// What was claimed ahead waits as well.
+#[test]
+fn a_hold_keeps_what_was_claimed_ahead() {
+    const HOLD: Duration = Duration::from_millis(300);
+    for _ in 0..20 {
+        let (_directory, store) = store();
+        let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();
+        store.submit_many(&drafts).unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        let (mut begun, mut held_since, mut ahead) = (0, None, 0);
+        Runner::new(&store, "test")
+            .limit(13)
+            .run_one(
+                &mut Judge(|_: &Draft| {
+                    begun += 1;
+                    let outcome = Outcome::new(DraftProcessingDecision::Accepted);
+                    if begun == 12 {
+                        let claimed = "SELECT count(*) FROM drafts WHERE state = 'processing' \
+                                       AND seq > 12";
+                        ahead = sql.query_row(claimed, [], |row| row.get(0)).unwrap();
+                        held_since = Some(Instant::now());
+                        return Ok(outcome.with_hold(HOLD));
+                    }
+                    if let Some(since) = held_since {
+                        assert!(since.elapsed() >= HOLD, "{:?}", since.elapsed());
+                    }
+                    Ok(outcome)
+                }),
+                SystemTime::now(),
+            )
+            .into_result()
+            .unwrap();
+        assert_eq!(begun, 13);
+        if ahead > 0 {
+            return;
+        }
+    }
+    panic!("nothing was ever claimed ahead");
 }
 
 /// Microseconds by a clock that never goes back.

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use draftq::store::claim::Claimed;
+use draftq::{DraftProcessingDecision, Outcome};
 use rusqlite::Connection;
 
 use crate::harness::{draft, store};
@@ -173,4 +175,101 @@ fn the_ends_of_each_range_are_let_through() {
         let changed = connection.execute(&format!("UPDATE drafts SET {set}"), []);
         assert_eq!(changed, Ok(1), "{set}");
     }
+}
+
+/// What the triggers refuse although every CHECK lets it through.
+#[test]
+fn each_condition_of_a_trigger_refuses_by_itself() {
+    let (_directory, store) = store();
+    let held = draft("held");
+    store.submit(&held).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let mut snapshot = store.pending_snapshot().unwrap();
+    assert!(store.claim_next(&runner, &mut snapshot).unwrap().is_some());
+    let connection = Connection::open(store.path()).unwrap();
+    let insert = |columns: &str, values: &str| {
+        format!(
+            "INSERT INTO drafts (seq, id, submitted_at, updated_at, text_bytes, source_surface, \
+                 {columns}) VALUES (2, '00000000000000aa', 0, 0, 1, 'cli', {values})"
+        )
+    };
+    let starts = "a draft starts as pending, due and unclaimed";
+    for (sql, refusal) in [
+        (insert("due_at", "5"), starts),
+        (insert("claims", "1"), starts),
+        (
+            "UPDATE drafts SET state = 'accepted', decision = 'accepted', decided_by = 'me', \
+                 claimed_at = NULL, claim_token = NULL, owner = NULL"
+                .to_owned(),
+            "while a runner holds the draft",
+        ),
+    ] {
+        match connection.execute(&sql, []) {
+            Err(error) => assert!(error.to_string().contains(refusal), "{sql}: {error}"),
+            Ok(_) => panic!("{sql}: was let through"),
+        }
+    }
+}
+
+/// What the history keeps of each move: its note, who decided, and the output that it replaced.
+#[test]
+fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
+    let (_directory, store) = store();
+    let draft = draft("a");
+    store.submit(&draft).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let claim = || {
+        let mut snapshot = store.pending_snapshot().unwrap();
+        match store.claim_next(&runner, &mut snapshot).unwrap() {
+            Some(Claimed::Draft(claim)) => *claim,
+            other => panic!("{other:?}"),
+        }
+    };
+    let outcome = |decision, note: &str, output: i32| {
+        Outcome::new(decision).with_note(note).with_output(&[output]).unwrap()
+    };
+    let first = claim();
+    store.finish(first, &outcome(DraftProcessingDecision::Failed, "one", 1)).unwrap();
+    sql.execute(
+        "UPDATE drafts SET state = 'accepted', decision = 'accepted', decided_by = 'me', \
+             note = 'two', output = '[2]'",
+        [],
+    )
+    .unwrap();
+    store.requeue(&[draft.id()]).unwrap();
+    let second = claim();
+    store.finish(second, &outcome(DraftProcessingDecision::Deferred, "three", 3)).unwrap();
+    store.release(claim()).unwrap();
+    // What a processor used, and an error of which nothing is counted.
+    sql.execute_batch(
+        "UPDATE drafts SET state = 'processing', claimed_at = 1, decision = NULL, note = 'four', \
+             last_error_class = 'old', last_error = 'old';
+         UPDATE drafts SET state = 'pending', claimed_at = NULL, usage = '{\"tokens\":5}';",
+    )
+    .unwrap();
+    let mut statement = sql
+        .prepare(
+            "SELECT json_array(event, decision, decided_by, note, output, usage, error_class, \
+                 runner) FROM history ORDER BY seq",
+        )
+        .unwrap();
+    let events: Vec<String> =
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    assert_eq!(
+        events,
+        [
+            r#"["submitted",null,null,null,null,null,null,null]"#,
+            r#"["claimed",null,null,null,null,null,null,1]"#,
+            r#"["decided","failed",null,"one",null,null,null,1]"#,
+            r#"["resolved","accepted","me","two","[1]",null,null,null]"#,
+            r#"["requeued",null,null,null,"[2]",null,null,null]"#,
+            r#"["claimed",null,null,null,null,null,null,1]"#,
+            r#"["deferred","deferred",null,"three",null,null,null,1]"#,
+            r#"["claimed",null,null,null,null,null,null,1]"#,
+            r#"["released",null,null,null,null,null,null,1]"#,
+            r#"["claimed",null,null,null,null,null,null,null]"#,
+            r#"["recovered",null,null,null,null,"{\"tokens\":5}",null,null]"#,
+        ]
+    );
 }
