@@ -176,6 +176,76 @@ fn a_draft_is_not_failed_for_the_end_of_a_runner_that_it_is_not_to_blame_for() {
     }
 }
 
+/// Several workers, and yet a suspect is in hand beside no other draft: neither those before it
+/// nor those after it.
+#[test]
+fn a_suspect_is_processed_beside_no_other() {
+    let (_directory, store) = store();
+    let drafts = ["before", "suspect", "after", "last"].map(draft);
+    store.submit_many(&drafts).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET suspect = 1 WHERE seq = 2", []).unwrap();
+    let judge = || {
+        let sql = Connection::open(store.path()).unwrap();
+        Judge(move |draft: &Draft| {
+            let begun = Instant::now();
+            // For a while, in which the other workers would claim what they are allowed to.
+            while ["before", "suspect"].contains(&draft.raw_text())
+                && begun.elapsed() < Duration::from_millis(200)
+            {
+                let held = "SELECT count(*) FROM drafts WHERE state = 'processing'";
+                let held: i64 = sql.query_row(held, [], |row| row.get(0)).unwrap();
+                assert_eq!(held, 1, "beside {:?}", draft.raw_text());
+            }
+            Ok(DraftProcessingDecision::Accepted.into())
+        })
+    };
+    let mut processors = [judge(), judge(), judge()];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    assert_eq!(report.into_result().unwrap().accepted, 4);
+}
+
+/// Another takes a run for dead, and says so. It registers anew and goes on.
+#[test]
+fn a_run_whose_runner_was_ended_registers_again() {
+    let (_directory, store) = store();
+    store.submit_many(&["one", "two", "three"].map(draft)).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    let mut judge = Judge(|draft: &Draft| {
+        if draft.raw_text() == "one" {
+            sql.execute("UPDATE runners SET ended_at = 1", []).unwrap();
+        }
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let report = Runner::new(&store, "test").run_one(&mut judge, SystemTime::now());
+    assert_eq!(report.into_result().unwrap().accepted, 3);
+    let runners: i64 = sql.query_row("SELECT count(*) FROM runners", [], |row| row.get(0)).unwrap();
+    assert_eq!(runners, 2);
+}
+
+/// A draft takes long, and what was claimed behind it is left to others.
+#[test]
+fn what_was_claimed_ahead_is_given_back_while_a_draft_takes_long() {
+    let (_directory, store) = store();
+    let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();
+    store.submit_many(&drafts).unwrap();
+    let other = store.register_runner("other").unwrap();
+    let mut begun = 0;
+    let mut judge = Judge(|_: &Draft| {
+        begun += 1;
+        if begun == 12 {
+            let waiting = Instant::now();
+            while store.load(DraftState::Pending, drafts[12].id()).is_err() {
+                assert!(waiting.elapsed() < Duration::from_secs(10), "it is kept from others");
+            }
+            store.release(claim(&store, &other)).unwrap();
+        }
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let report = Runner::new(&store, "test").run_one(&mut judge, SystemTime::now());
+    assert_eq!(report.into_result().unwrap().accepted, 200);
+}
+
 /// A suspicion ends when the draft has shown that it does not bring its runner down.
 #[test]
 fn a_suspicion_lasts_until_the_draft_was_processed() {

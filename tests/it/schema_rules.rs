@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use draftq::store::claim::Claimed;
-use draftq::{DraftProcessingDecision, Outcome};
+use draftq::{DraftProcessingDecision, DraftState, Outcome};
 use rusqlite::Connection;
 
 use crate::harness::{draft, store};
@@ -203,6 +203,7 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
                 .to_owned(),
             "while a runner holds the draft",
         ),
+        ("UPDATE drafts SET supersedes = '0123456789abcdef'".to_owned(), "identity is fixed"),
     ] {
         match connection.execute(&sql, []) {
             Err(error) => assert!(error.to_string().contains(refusal), "{sql}: {error}"),
@@ -245,7 +246,10 @@ fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
     sql.execute_batch(
         "UPDATE drafts SET state = 'processing', claimed_at = 1, decision = NULL, note = 'four', \
              last_error_class = 'old', last_error = 'old';
-         UPDATE drafts SET state = 'pending', claimed_at = NULL, usage = '{\"tokens\":5}';",
+         UPDATE drafts SET state = 'pending', claimed_at = NULL, usage = '{\"tokens\":5}';
+         UPDATE drafts SET state = 'processing', claimed_at = 1, usage = NULL;
+         UPDATE drafts SET state = 'pending', claimed_at = NULL, crashes = crashes + 1, \
+             last_error_class = 'crash';",
     )
     .unwrap();
     let mut statement = sql
@@ -270,6 +274,32 @@ fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
             r#"["released",null,null,null,null,null,null,1]"#,
             r#"["claimed",null,null,null,null,null,null,null]"#,
             r#"["recovered",null,null,null,null,"{\"tokens\":5}",null,null]"#,
+            r#"["claimed",null,null,null,null,null,null,null]"#,
+            r#"["recovered",null,null,null,null,null,"crash",null]"#,
         ]
     );
+}
+
+#[test]
+fn a_deletion_leaves_the_events_of_other_drafts() {
+    let (_directory, store) = store();
+    let drafts = ["one", "two", "three"].map(draft);
+    for draft in &drafts {
+        store.submit(draft).unwrap();
+        store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+        store.transition(draft.id(), DraftState::Processing, DraftState::Skipped).unwrap();
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("DELETE FROM drafts WHERE seq = 2", []).unwrap();
+    let events = names(&sql, "SELECT draft || ' ' || event FROM history ORDER BY draft, seq");
+    let expected = [
+        "1 submitted",
+        "1 claimed",
+        "1 decided",
+        "2 deleted",
+        "3 submitted",
+        "3 claimed",
+        "3 decided",
+    ];
+    assert_eq!(events, expected);
 }
