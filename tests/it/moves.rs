@@ -1,13 +1,16 @@
 //! Moves that must tell waiting runners, and moves that blame a draft or spare it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use draftq::clock::{Clock, from_unix_ms};
 use draftq::processors::command::MAX_NOTE_BYTES;
 use draftq::runner::Cancellation;
 use draftq::store::claim::{Claim, Claimed};
-use draftq::store::registration::RunnerRegistration;
+use draftq::store::registration::{RunnerInfo, RunnerRegistration};
 use draftq::watch::Waiter;
 use draftq::{
     Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError,
@@ -148,6 +151,136 @@ fn what_was_claimed_ahead_and_is_given_back_is_told() {
         }
     }
     panic!("nothing was ever claimed ahead");
+}
+
+/// A runner whose lock is free died with the one draft that it held.
+#[test]
+fn a_death_is_charged_to_the_only_draft_and_makes_it_a_suspect() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(from_unix_ms(3_600_000));
+    let store = DraftStore::options()
+        .clock(clock.clone())
+        .open(directory.path().join("drafts.db"))
+        .unwrap();
+    store.submit(&draft("poison")).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    let lock = "0123456789abcdef.lock";
+    for (before, waits) in
+        [(0, 0..1), (1, 7_500..12_501), (2, 15_000..25_001), (30, 2_700_000..4_500_001)]
+    {
+        sql.execute("UPDATE drafts SET due_at = 0, suspect = 0, crashes = ?1", [before]).unwrap();
+        let runner = store.register_runner(RunnerInfo::new("test").max_errors(0)).unwrap();
+        let _held = claim(&store, &runner);
+        let file = directory.path().join("drafts.db-runners").join(lock);
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(file).unwrap();
+        sql.execute("UPDATE runners SET lock_file = ?1 WHERE id = ?2", (lock, runner.id()))
+            .unwrap();
+        let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!((recovery.to_pending.len(), recovery.to_failed.len()), (1, 0));
+        let row = "SELECT crashes, suspect, due_at FROM drafts";
+        let (crashes, suspect, due_at): (i64, i64, i64) =
+            sql.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        assert_eq!((crashes, suspect), (before + 1, 1));
+        let waited = if due_at == 0 { 0 } else { due_at - clock.now_ms() };
+        assert!(waits.contains(&waited), "after {crashes} crashes it waits {waited} ms");
+    }
+}
+
+/// While the claims of one runner are returned, those of another whose lock file is gone are not,
+/// unless they are old enough.
+#[test]
+fn a_claim_whose_lock_file_is_gone_waits_until_it_is_old() {
+    let (directory, store) = store();
+    store.submit_many(&[draft("a"), draft("b")]).unwrap();
+    let (ended, lost) =
+        (store.register_runner("ended").unwrap(), store.register_runner("lost").unwrap());
+    let _held = [claim(&store, &ended), claim(&store, &lost)];
+    drop(ended);
+    for entry in fs::read_dir(directory.path().join("drafts.db-runners")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    let returned: Vec<_> = recovery.to_pending.iter().map(|moved| moved.id).collect();
+    assert_eq!(returned, [draft("a").id()]);
+    let recovery = store.recover(SystemTime::now() + Duration::from_secs(1)).unwrap();
+    let returned: Vec<_> = recovery.to_pending.iter().map(|moved| moved.id).collect();
+    assert_eq!(returned, [draft("b").id()]);
+}
+
+/// Drafts that erred together are not all tried again at the same moment.
+#[test]
+fn retries_are_spread() {
+    let (_directory, store) = store();
+    let drafts: Vec<Draft> = (0..20).map(|number| draft(&number.to_string())).collect();
+    store.submit_many(&drafts).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET state = 'processing', claimed_at = 1, errors = 2", []).unwrap();
+    assert_eq!(store.recover(SystemTime::now()).unwrap().to_pending.len(), 20);
+    let times = "SELECT count(DISTINCT due_at) FROM drafts WHERE due_at > 0";
+    let times: i64 = sql.query_row(times, [], |row| row.get(0)).unwrap();
+    assert!(times > 1);
+}
+
+/// A runner that could not say that it ended leaves the proof.
+#[test]
+fn a_lock_file_stays_until_the_end_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    let store = DraftStore::options().busy_timeout(Duration::ZERO).open(&path).unwrap();
+    store.submit(&draft("a")).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let _held = claim(&store, &runner);
+    let sql = Connection::open(&path).unwrap();
+    sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+    drop(runner);
+    sql.execute_batch("ROLLBACK").unwrap();
+    // By its free lock, and not by age.
+    let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(recovery.to_pending.len(), 1);
+}
+
+#[test]
+fn a_delay_is_one_however_short_it_is() {
+    let (_directory, store) = store();
+    let later = draft("a");
+    store.submit(&later).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let outcome =
+        Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(Duration::from_micros(1));
+    store.finish(claim(&store, &runner), &outcome).unwrap();
+    assert!(store.record(later.id()).unwrap().0.due_at_unix_ms.is_some());
+}
+
+/// Claims that nobody holds go by their age: that of the clock, but no more than the machine ran.
+#[test]
+fn the_age_of_a_claim_is_no_more_than_the_machine_ran() {
+    const NOW: i64 = 3_600_000;
+    let directory = tempfile::tempdir().unwrap();
+    // The machine has just booted.
+    let clock = Clock::manual(from_unix_ms(NOW));
+    let store =
+        DraftStore::options().clock(clock).open(directory.path().join("drafts.db")).unwrap();
+    store.submit(&draft("a")).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    for (claimed_at, booted_at, stale) in [
+        // Not known when the machine had booted: the clock alone tells.
+        (NOW - 60_000, None, true),
+        (NOW - 59_999, None, false),
+        // It has booted since.
+        (NOW - 60_000, Some(0), true),
+        (NOW - 59_999, Some(0), false),
+        // It has not, and the clock was set forward.
+        (NOW - 60_000, Some(NOW - 60_000), false),
+    ] {
+        sql.execute(
+            "UPDATE drafts SET state = 'processing', claimed_at = ?1, claim_booted_at = ?2",
+            (claimed_at, booted_at),
+        )
+        .unwrap();
+        let recovery = store.recover(from_unix_ms(NOW - 60_000)).unwrap();
+        assert_eq!(recovery.to_pending.len(), usize::from(stale), "{claimed_at} {booted_at:?}");
+        sql.execute("UPDATE drafts SET state = 'pending', claimed_at = NULL", []).unwrap();
+    }
 }
 
 /// What a draft did under an earlier runner is not held against it when others die or end.
@@ -384,14 +517,21 @@ fn a_short_hold_does_not_end_a_longer_one() {
     let drafts = [draft("long"), draft("short"), draft("last")];
     store.submit_many(&drafts).unwrap();
     let (long, reader) = (drafts[0].id(), store.clone());
+    let short_begun = AtomicBool::new(false);
     let judge = || {
-        let reader = reader.clone();
+        let (reader, short_begun) = (reader.clone(), &short_begun);
         Judge(move |draft: &Draft| {
             let accepted = Outcome::new(DraftProcessingDecision::Accepted);
             let now = microseconds();
             Ok(match draft.raw_text() {
-                "long" => accepted.with_hold(LONG).with_note(&now),
+                "long" => {
+                    while !short_begun.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    accepted.with_hold(LONG).with_note(&now)
+                }
                 "short" => {
+                    short_begun.store(true, Ordering::SeqCst);
                     // Not before the long hold is known.
                     while reader.load(DraftState::Accepted, long).is_err() {
                         std::thread::yield_now();
