@@ -221,6 +221,87 @@ fn retries_are_spread() {
     assert!(times > 1);
 }
 
+/// A clock that was set back leaves claims in the future. One whose row cannot be changed stops no
+/// other.
+#[test]
+fn claims_of_the_future_begin_to_age_now() {
+    let (_directory, store) = store();
+    store.submit_many(&[draft("a"), draft("b")]).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute_batch(
+        "UPDATE drafts SET state = 'processing', claimed_at = 253402300799999;
+         CREATE TRIGGER stays BEFORE UPDATE OF claimed_at ON drafts WHEN OLD.seq = 1
+         BEGIN SELECT RAISE(ABORT, 'it stays'); END;",
+    )
+    .unwrap();
+    store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    let future = "SELECT group_concat(seq) FROM drafts WHERE claimed_at = 253402300799999";
+    let future: String = sql.query_row(future, [], |row| row.get(0)).unwrap();
+    assert_eq!(future, "1");
+}
+
+/// The rows of runners that ended go in the end, but never the newest, from which the next id
+/// follows, and never one that an event names.
+#[test]
+fn a_runner_that_an_event_names_keeps_its_row_and_its_id() {
+    let (_directory, store) = store();
+    for id in 1..=3 {
+        assert_eq!(store.register_runner("idle").unwrap().id(), id);
+    }
+    store.submit(&draft("a")).unwrap();
+    let runner = store.register_runner("claims").unwrap();
+    let named = runner.id();
+    let _held = claim(&store, &runner);
+    drop(runner);
+    store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    for _ in 0..3 {
+        drop(store.register_runner("idle").unwrap());
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    let count = "SELECT count(*) FROM runners WHERE id = ?1";
+    let count: i64 = sql.query_row(count, [named], |row| row.get(0)).unwrap();
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn a_runner_ends_once() {
+    let (_directory, store) = store();
+    let runner = store.register_runner("test").unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE runners SET ended_at = 1", []).unwrap();
+    drop(runner);
+    let ended: i64 = sql.query_row("SELECT ended_at FROM runners", [], |row| row.get(0)).unwrap();
+    assert_eq!(ended, 1);
+}
+
+/// A run that was asked to end while others hold the lock stores its result all the same.
+#[test]
+fn a_result_is_kept_by_a_run_that_was_asked_to_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    let store = DraftStore::options().busy_timeout(Duration::ZERO).open(&path).unwrap();
+    let kept = draft("a");
+    store.submit(&kept).unwrap();
+    let cancellation = Cancellation::default();
+    let mut holder = None;
+    let mut judge = Judge(|_: &Draft| {
+        let sql = Connection::open(&path).unwrap();
+        sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+        cancellation.cancel();
+        holder = Some(std::thread::spawn(move || {
+            // For longer than the first tries take.
+            std::thread::sleep(Duration::from_millis(200));
+            sql.execute_batch("ROLLBACK").unwrap();
+        }));
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let runner = Runner::new(&store, "test").cancellation(cancellation.clone());
+    let report = runner.run_one(&mut judge, SystemTime::now());
+    holder.unwrap().join().unwrap();
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert!(store.load(DraftState::Accepted, kept.id()).is_ok());
+}
+
 /// A runner that could not say that it ended leaves the proof.
 #[test]
 fn a_lock_file_stays_until_the_end_is_stored() {

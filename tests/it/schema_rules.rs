@@ -127,6 +127,22 @@ fn each_check_refuses_by_itself() {
     for trigger in names(&connection, "SELECT name FROM sqlite_schema WHERE type = 'trigger'") {
         connection.execute_batch(&format!("DROP TRIGGER {trigger}")).unwrap();
     }
+    for (sql, refusal) in [
+        (
+            "INSERT INTO drafts (seq, id, submitted_at, updated_at, text_bytes, source_surface) \
+             SELECT 2, id, 0, 0, 1, 'cli' FROM drafts",
+            "UNIQUE constraint failed: drafts.id",
+        ),
+        ("UPDATE drafts SET note = x'00'", "cannot store BLOB value in TEXT column"),
+        ("UPDATE draft_texts SET raw_text = x'00'", "cannot store BLOB value in TEXT column"),
+        ("UPDATE runners SET started_at = 'x'", "cannot store TEXT value in INTEGER column"),
+        ("UPDATE history SET at = 'x'", "cannot store TEXT value in INTEGER column"),
+    ] {
+        match connection.execute(sql, []) {
+            Err(error) => assert!(error.to_string().contains(refusal), "{sql}: {error}"),
+            Ok(_) => panic!("{sql}: was let through"),
+        }
+    }
     for (table, checks) in [("drafts", DRAFTS), ("runners", RUNNERS), ("history", HISTORY)] {
         for (check, sets) in checks {
             for set in *sets {
@@ -197,6 +213,8 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
     for (sql, refusal) in [
         (insert("due_at", "5"), starts),
         (insert("claims", "1"), starts),
+        (insert("state, claimed_at", "'processing', 1"), starts),
+        (insert("state, decision", "'accepted', 'accepted'"), starts),
         (
             "UPDATE drafts SET state = 'accepted', decision = 'accepted', decided_by = 'me', \
                  claimed_at = NULL, claim_token = NULL, owner = NULL"
@@ -302,4 +320,74 @@ fn a_deletion_leaves_the_events_of_other_drafts() {
         "3 decided",
     ];
     assert_eq!(events, expected);
+}
+
+/// The same id is the same draft, however it is inserted: also where SQLite would replace the row,
+/// which fires no trigger.
+#[test]
+fn an_id_that_is_there_is_passed_over() {
+    let (_directory, store) = store();
+    let there = draft("there");
+    store.submit(&there).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    for verb in ["INSERT", "INSERT OR IGNORE", "INSERT OR REPLACE"] {
+        for (seq, value) in [("", ""), ("seq, ", "2, ")] {
+            let statement = format!(
+                "{verb} INTO drafts ({seq}id, submitted_at, updated_at, text_bytes, \
+                     source_surface) VALUES ({value}?1, 0, 0, 1, 'cli')"
+            );
+            assert_eq!(sql.execute(&statement, [there.id().to_hex()]), Ok(0), "{statement}");
+            assert_eq!(names(&sql, "SELECT seq || ' ' || state FROM drafts"), ["1 pending"]);
+        }
+    }
+    assert_eq!(store.load(DraftState::Pending, there.id()).unwrap(), there);
+}
+
+#[test]
+fn a_submission_by_hand_may_name_what_it_replaces() {
+    let (_directory, store) = store();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute(
+        "INSERT INTO submissions (id, submitted_at, source_surface, supersedes, raw_text) \
+         VALUES ('00000000000000aa', 0, 'cli', '00000000000000bb', 'é')",
+        [],
+    )
+    .unwrap();
+    let rows = "SELECT supersedes || ' ' || text_bytes || ' ' || context_tags FROM drafts";
+    assert_eq!(names(&sql, rows), ["00000000000000bb 2 []"]);
+}
+
+/// The last event, and the event of the last draft, stay: from them the next numbers follow.
+#[test]
+fn the_events_that_numbers_follow_from_stay() {
+    let (_directory, store) = store();
+    for text in ["one", "two"] {
+        let draft = draft(text);
+        store.submit(&draft).unwrap();
+        store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+        store.transition(draft.id(), DraftState::Processing, DraftState::Skipped).unwrap();
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    let delete = |draft: i64| sql.execute("DELETE FROM history WHERE draft = ?1", [draft]);
+    sql.execute("DELETE FROM drafts WHERE seq = 1", []).unwrap();
+    delete(1).expect_err("it is the last event");
+    sql.execute("DELETE FROM drafts WHERE seq = 2", []).unwrap();
+    assert_eq!(delete(1), Ok(1), "by now it is not");
+    store.submit(&draft("three")).unwrap();
+    assert_eq!(names(&sql, "SELECT CAST(seq AS TEXT) FROM drafts"), ["3"]);
+}
+
+#[test]
+fn the_event_of_the_last_draft_stays() {
+    let (_directory, store) = store();
+    let drafts = ["one", "two"].map(draft);
+    for draft in &drafts {
+        store.submit(draft).unwrap();
+        store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+        store.transition(draft.id(), DraftState::Processing, DraftState::Skipped).unwrap();
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("DELETE FROM drafts WHERE seq = 2", []).unwrap();
+    store.requeue(&[drafts[0].id()]).unwrap();
+    sql.execute("DELETE FROM history WHERE draft = 2", []).expect_err("it is of the last draft");
 }
