@@ -332,6 +332,31 @@ fn a_delay_is_one_however_short_it_is() {
     assert!(store.record(later.id()).unwrap().0.due_at_unix_ms.is_some());
 }
 
+/// Whoever tidies up leaves a lock that is held, also one of a runner that has no row yet, and the
+/// free lock of a runner that still owns something: it is the proof that the runner is dead.
+#[test]
+fn tidying_up_leaves_held_locks_and_proofs() {
+    let (directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let dead = store.register_runner("dead").unwrap();
+    let _held = claim(&store, &dead);
+    let file = |name: &str| {
+        let path = directory.path().join("drafts.db-runners").join(name);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        (path, file)
+    };
+    let (proof, _) = file("0123456789abcdef.lock");
+    let (unregistered, lock) = file("fedcba9876543210.lock");
+    lock.lock().unwrap();
+    let (left_over, _) = file("00000000000000aa.lock");
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE runners SET lock_file = '0123456789abcdef.lock'", []).unwrap();
+    let _other = store.register_runner("other").unwrap();
+    assert_eq!([&proof, &unregistered, &left_over].map(|path| path.exists()), [true, true, false]);
+    assert_eq!(store.recover(SystemTime::UNIX_EPOCH).unwrap().to_pending.len(), 1);
+    assert_eq!([&proof, &unregistered].map(|path| path.exists()), [false, true]);
+}
+
 /// Claims that nobody holds go by their age: that of the clock, but no more than the machine ran.
 #[test]
 fn the_age_of_a_claim_is_no_more_than_the_machine_ran() {
