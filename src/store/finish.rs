@@ -74,7 +74,12 @@ impl DraftStore {
         })?;
         let id = claim.key.id;
         match stored {
-            Stored::Moved => Ok(()),
+            Stored::Moved => {
+                if !error.is_charged() {
+                    self.notify();
+                }
+                Ok(())
+            }
             Stored::Damaged => Err(cannot_change(id)),
             Stored::ClaimLost => Err(LibrarianError::LostClaim { id }),
         }

@@ -351,3 +351,49 @@ fn last_seq(connection: &Connection) -> Result<i64, TransactionError> {
         connection.prepare_cached("SELECT draft FROM history ORDER BY draft DESC LIMIT 1")?;
     Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::draft::{DraftMetadata, DraftSourceSurface};
+    use crate::watch::Waiter;
+
+    fn draft(text: &str) -> Draft {
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        Draft::with_metadata(text.to_owned(), metadata)
+    }
+
+    /// What a leader submits for others is told to waiting runners, and to the others.
+    #[test]
+    fn a_leader_tells_of_all_that_it_took_along() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        drop(Waiter::new(&store).unwrap());
+        let wakeup = directory.path().join("drafts.db-runners/wakeup");
+        // It was stored already, so that only the follower's is new.
+        let own = draft("the leader's");
+        store.submit(&own).unwrap();
+        std::fs::File::options().write(true).open(&wakeup).unwrap().set_len(0).unwrap();
+        let group = &store.inner.group;
+        let Role::Leader { arrived } = group.join(&own, Duration::from_secs(5)) else {
+            panic!("nobody else is there")
+        };
+        std::thread::scope(|scope| {
+            let follower = scope.spawn(|| store.submit(&draft("a follower's")).unwrap());
+            let come = loop {
+                let come = group.take_waiting(1);
+                if !come.is_empty() {
+                    break come;
+                }
+                std::thread::yield_now();
+            };
+            let led = store.submit_together(&own, come, Lead::new(group), arrived).unwrap();
+            assert_eq!((led.id, led.created), (own.id(), false));
+            let followed = follower.join().unwrap();
+            assert_eq!((followed.id, followed.created), (draft("a follower's").id(), true));
+        });
+        assert!(std::fs::metadata(&wakeup).unwrap().len() > 0, "waiting runners are told");
+    }
+}

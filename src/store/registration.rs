@@ -286,3 +286,31 @@ fn program_name() -> String {
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+
+    /// Between the look at its lock and the write, a runner may have claimed something.
+    #[test]
+    fn a_runner_that_has_claimed_something_is_not_ended_as_idle() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        store.submit(&Draft::with_metadata("text".to_owned(), metadata)).unwrap();
+        let (idle, busy) =
+            (store.register_runner("idle").unwrap(), store.register_runner("busy").unwrap());
+        let mut snapshot = store.pending_snapshot().unwrap();
+        assert!(store.claim_next(&busy, &mut snapshot).unwrap().is_some());
+        let ended = store.write("end runners", |transaction| {
+            end_idle(transaction, &[idle.id(), busy.id()], 5)?;
+            let mut statement = transaction.prepare("SELECT id FROM runners WHERE ended_at = 5")?;
+            let ended = statement.query_map([], |row| row.get(0))?;
+            Ok(ended.collect::<Result<Vec<i64>, _>>()?)
+        });
+        assert_eq!(ended.unwrap(), [idle.id()]);
+    }
+}
