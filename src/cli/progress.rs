@@ -1,9 +1,11 @@
-//! A progress bar on standard error, where somebody watches it.
+//! Progress bars on standard error.
 
 use std::sync::Mutex;
 
 use draftq::DraftRunSummary;
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::summary::decisions;
 
 /// A bar, or nothing at all.
 #[derive(Debug, Clone)]
@@ -26,14 +28,14 @@ impl Progress {
         Self(Some(bar))
     }
 
-    /// One more is done.
+    /// Count one more as done.
     pub fn advance(&self) {
         if let Some(bar) = &self.0 {
             bar.inc(1);
         }
     }
 
-    /// Take the bar away.
+    /// Remove the bar.
     pub fn clear(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
@@ -41,7 +43,7 @@ impl Progress {
     }
 }
 
-/// The bar of a run: it appears when the run knows how much there is to do.
+/// The bar of a run. It appears when the run knows how many drafts there are.
 #[derive(Debug)]
 pub struct RunProgress {
     wanted: bool,
@@ -55,7 +57,7 @@ impl RunProgress {
         Self { wanted, limit, bar: Mutex::new(None) }
     }
 
-    /// Show how far the run is.
+    /// Show how many drafts are done.
     pub fn show(&self, summary: &DraftRunSummary) {
         if !self.wanted || summary.pending_seen == 0 {
             return;
@@ -65,11 +67,11 @@ impl RunProgress {
         let Progress(bar) = bar.get_or_insert_with(|| Progress::new(true, total, "run"));
         if let Some(bar) = bar {
             bar.set_position(u64::try_from(summary.done()).unwrap_or(u64::MAX));
-            bar.set_message(super::work::tally(summary));
+            bar.set_message(decisions(summary));
         }
     }
 
-    /// Take the bar away.
+    /// Remove the bar.
     pub fn clear(&self) {
         if let Ok(mut bar) = self.bar.lock()
             && let Some(bar) = bar.take()

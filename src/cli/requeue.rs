@@ -1,14 +1,14 @@
-//! An operator does something about drafts: `requeue`.
+//! `draftq requeue`: finished drafts back to pending.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use draftq::DraftState;
 
-use super::Context;
+use super::context::Context;
 use super::failure::Failure;
-use super::look::resolve;
-use super::render::count;
+use super::selection::find_draft;
+use super::wording::{count, was_or_were};
 
 /// Put finished drafts back to pending, to be processed again.
 ///
@@ -29,7 +29,7 @@ impl Requeue {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let store = context.store_to_change()?;
         let ids: Vec<_> =
-            self.ids.iter().map(|id| resolve(&store, id)).collect::<Result<_, _>>()?;
+            self.ids.iter().map(|id| find_draft(&store, id)).collect::<Result<_, _>>()?;
         let requeued = store.requeue(&ids)?;
         let output = context.output();
         let moved_anyway =
@@ -43,13 +43,9 @@ impl Requeue {
         output
             .text(&match idle {
                 0 => format!("Requeued {moved}."),
-                idle => format!(
-                    "Requeued {moved}; {} pending already.",
-                    match idle {
-                        1 => "1 was".to_owned(),
-                        idle => format!("{idle} were"),
-                    }
-                ),
+                idle => {
+                    format!("Requeued {moved}; {idle} {} pending already.", was_or_were(idle))
+                }
             })
             .map_err(moved_anyway)?;
         Ok(ExitCode::SUCCESS)
