@@ -4,6 +4,7 @@
 mod arguments;
 mod completions;
 mod context;
+mod draft_table;
 mod failure;
 mod input;
 mod jsonl;

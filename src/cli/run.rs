@@ -80,7 +80,7 @@ impl Run {
             .stop_at_error(self.fail_fast)
             .observer(move |summary| shown.show(summary));
         let begun = Instant::now();
-        let RunReport { summary, stopped_by } =
+        let RunReport { summary, stopped_by, .. } =
             runner.run(&mut processors.workers, SystemTime::now());
         progress.clear();
 

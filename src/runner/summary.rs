@@ -1,6 +1,6 @@
 //! What a run did.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tracing::Span;
 
 use crate::error::LibrarianError;
@@ -85,13 +85,22 @@ impl DraftRunSummary {
 }
 
 /// A run's summary, and what cut it short, if something did.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[non_exhaustive]
 pub struct RunReport {
     /// What was done up to then.
     pub summary: DraftRunSummary,
     /// The error that ended the run early: the database's, or the processor's where the runner
-    /// was told to stop at one.
+    /// was told to stop at one. As JSON, its message.
+    #[serde(serialize_with = "message")]
     pub stopped_by: Option<LibrarianError>,
+}
+
+fn message<S: Serializer>(
+    error: &Option<LibrarianError>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 impl RunReport {

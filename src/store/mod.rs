@@ -28,6 +28,7 @@ mod group;
 pub mod intake;
 mod liveness;
 pub(crate) mod new_work;
+pub mod query;
 pub mod recovery;
 pub mod registration;
 mod transition;
@@ -41,6 +42,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Transaction, params};
+use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::database::{
@@ -300,7 +302,7 @@ impl DraftStore {
 }
 
 /// One legal move that was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DraftTransition {
     /// The draft that moved.
     pub id: DraftId,

@@ -26,6 +26,7 @@ mod readme;
 mod replaced;
 mod run;
 mod schema;
+mod selection;
 mod signals;
 mod submit;
 mod sweep;
