@@ -14,7 +14,7 @@ use super::output::Output;
 Example:
   draftq completions bash > ~/.local/share/bash-completion/completions/draftq")]
 pub struct Completions {
-    /// The shell.
+    /// The shell to complete commands in.
     shell: Shell,
 }
 

@@ -49,7 +49,7 @@ impl Failure {
         Self::Error { code: EX_NOINPUT, message: message.into() }
     }
 
-    /// Add to the message what was done in spite of the failure.
+    /// Add to the message what was done before the failure.
     pub fn although(self, fact: &str) -> Self {
         match self {
             Self::ClosedPipe => Self::ClosedPipe,

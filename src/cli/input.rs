@@ -25,7 +25,7 @@ pub fn read_text(reader: impl Read, name: &str, limit: usize) -> Result<String, 
     reader.take(most).read_to_end(&mut bytes).map_err(|error| cannot_read(name, error))?;
     if bytes.len() > limit {
         return Err(Failure::bad_input(format!(
-            "{name} was not taken: it has more than {limit} bytes; raise the limit with \
+            "{name} was not accepted: it has more than {limit} bytes; raise the limit with \
              --max-text-bytes"
         )));
     }
@@ -35,7 +35,7 @@ pub fn read_text(reader: impl Read, name: &str, limit: usize) -> Result<String, 
 pub fn utf8(bytes: Vec<u8>, name: &str) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|error| {
         let reason = not_utf8(error.utf8_error().valid_up_to());
-        Failure::bad_input(format!("{name} was not taken: {reason}"))
+        Failure::bad_input(format!("{name} was not accepted: {reason}"))
     })
 }
 

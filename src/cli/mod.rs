@@ -17,6 +17,7 @@ mod progress;
 mod provenance;
 mod requeue;
 mod run;
+mod run_progress;
 mod selection;
 mod show;
 mod signals;

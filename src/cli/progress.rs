@@ -1,11 +1,6 @@
-//! Progress bars on standard error.
+//! A progress bar on standard error.
 
-use std::sync::Mutex;
-
-use draftq::DraftRunSummary;
 use indicatif::{ProgressBar, ProgressStyle};
-
-use super::summary::decisions;
 
 /// A bar, or nothing at all.
 #[derive(Debug, Clone)]
@@ -35,48 +30,18 @@ impl Progress {
         }
     }
 
+    /// Show so many as done, with a message.
+    pub fn set(&self, done: usize, message: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(u64::try_from(done).unwrap_or(u64::MAX));
+            bar.set_message(message);
+        }
+    }
+
     /// Remove the bar.
     pub fn clear(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
-        }
-    }
-}
-
-/// The bar of a run. It appears when the run knows how many drafts there are.
-#[derive(Debug)]
-pub struct RunProgress {
-    wanted: bool,
-    limit: usize,
-    bar: Mutex<Option<Progress>>,
-}
-
-impl RunProgress {
-    /// A bar if it is wanted, for a run that claims at most so many drafts.
-    pub fn new(wanted: bool, limit: usize) -> Self {
-        Self { wanted, limit, bar: Mutex::new(None) }
-    }
-
-    /// Show how many drafts are done.
-    pub fn show(&self, summary: &DraftRunSummary) {
-        if !self.wanted || summary.pending_seen == 0 {
-            return;
-        }
-        let Ok(mut bar) = self.bar.lock() else { return };
-        let total = summary.pending_seen.min(self.limit);
-        let Progress(bar) = bar.get_or_insert_with(|| Progress::new(true, total, "run"));
-        if let Some(bar) = bar {
-            bar.set_position(u64::try_from(summary.done()).unwrap_or(u64::MAX));
-            bar.set_message(decisions(summary));
-        }
-    }
-
-    /// Remove the bar.
-    pub fn clear(&self) {
-        if let Ok(mut bar) = self.bar.lock()
-            && let Some(bar) = bar.take()
-        {
-            bar.clear();
         }
     }
 }

@@ -200,8 +200,10 @@ impl Printed {
     }
 
     fn so_far(&self) -> String {
-        let drafts = count(self.moved, "draft");
-        format!("{drafts} {} requeued all the same", was_or_were(self.moved))
+        match self.moved {
+            0 => "nothing was requeued".to_owned(),
+            moved => format!("but {} {} requeued", count(moved, "draft"), was_or_were(moved)),
+        }
     }
 
     fn end(mut self) -> Result<ExitCode, Failure> {

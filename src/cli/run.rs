@@ -13,8 +13,8 @@ use super::arguments::one_or_more;
 use super::context::Context;
 use super::failure::{EX_SOFTWARE, Failure};
 use super::processing::Processing;
-use super::progress::RunProgress;
 use super::provenance::Provenance;
+use super::run_progress::RunProgress;
 use super::staging::Staging;
 use super::summary::{RunDocument, to_text};
 

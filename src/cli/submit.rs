@@ -84,7 +84,7 @@ impl Submit {
         let submission = context.store()?.submit(&draft)?;
         print(context.output_for_scripts(), &submission).map_err(|failure| {
             let Submission { id, state, .. } = submission;
-            failure.although(&format!("draft {id} is stored all the same (it is {state})"))
+            failure.although(&format!("but draft {id} is stored (it is {state})"))
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -93,8 +93,8 @@ impl Submit {
         if !self.stdin.is_empty() && self.stdin != ["-"] {
             // The words are not repeated: they may be the draft.
             return Err(Failure::usage(
-                "submit takes no word but -, for standard input; give a text with --text 'TEXT' \
-                 (in quotes), a file with --file PATH",
+                "the only word that submit accepts is - (standard input); give a text with \
+                 --text 'TEXT' (in quotes), or a file with --file PATH",
             ));
         }
         match (&self.text, &self.file, self.stdin.first()) {

@@ -192,7 +192,7 @@ impl JsonlSubmission<'_> {
         }
         match self.print_failure {
             None => Ok(ExitCode::SUCCESS),
-            Some(failure) => Err(failure.although(&format!("{stored} stored all the same"))),
+            Some(failure) => Err(failure.although(&format!("but {stored} stored"))),
         }
     }
 }

@@ -51,7 +51,7 @@ impl Sweep {
         printed.map_err(|failure| {
             let number = summary.drafts();
             let stored = count(number, "draft");
-            failure.although(&format!("{stored} {} stored all the same", is_or_are(number)))
+            failure.although(&format!("but {stored} {} stored", is_or_are(number)))
         })?;
         Ok(ExitCode::SUCCESS)
     }

@@ -45,7 +45,7 @@ impl Unreadable {
     pub fn report(&self) {
         for seq in self.rows.iter().take(MAX_NAMED) {
             message(&format!(
-                "draftq: the draft with seq {seq} is not listed: its id or its state cannot be read"
+                "draftq: the draft with seq {seq} is left out: its id or its state cannot be read"
             ));
         }
         and_more(self.rows.len());
@@ -58,6 +58,6 @@ impl Unreadable {
 
 fn and_more(drafts: usize) {
     if drafts > MAX_NAMED {
-        message(&format!("draftq: … nor {}", count(drafts - MAX_NAMED, "other draft")));
+        message(&format!("draftq: … and {}", count(drafts - MAX_NAMED, "more draft")));
     }
 }

@@ -55,7 +55,7 @@ fn hide_arguments(error: &mut clap::Error) -> bool {
         };
         match hidden {
             // Clap reports a missing value as an empty one.
-            true if !word.is_empty() => "(not shown: it may be of a draft)".to_owned(),
+            true if !word.is_empty() => "(not shown: it may be part of a draft)".to_owned(),
             _ => draftq::escape_line(word).into_owned(),
         }
     };

@@ -104,5 +104,5 @@ fn go_on_after(error: LibrarianError) -> Result<(), Failure> {
 }
 
 fn report_and_go_on(error: &LibrarianError) {
-    message(&format!("draftq: {error}; watching on"));
+    message(&format!("draftq: {error}; the watch goes on"));
 }

@@ -28,6 +28,7 @@ mod group;
 pub mod intake;
 mod liveness;
 pub(crate) mod new_work;
+pub mod pages;
 pub mod query;
 pub mod recovery;
 pub mod registration;

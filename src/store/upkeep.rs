@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
-use super::query::{DraftPage, DraftQuery, each_seq};
+use super::pages::{DraftPage, each_seq};
+use super::query::DraftQuery;
 use super::{DraftStore, state_of};
 use crate::database::TransactionError;
 use crate::error::LibrarianError;

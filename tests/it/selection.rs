@@ -5,7 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use draftq::{
-    Draft, DraftProcessingDecision, DraftProcessor, DraftState, LibrarianError, Runner, unix_ms,
+    Draft, DraftProcessingDecision, DraftProcessor, DraftQuery, DraftState, LibrarianError, Runner,
+    unix_ms,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -250,8 +251,73 @@ fn a_requeue_by_filters_asks_on_a_terminal() {
     }
 }
 
-/// Run this over so many failed drafts of 10 KiB; returns how many lines it printed, and its peak
-/// of memory in MiB.
+#[test]
+fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_is_selected_still() {
+    let sandbox = Sandbox::new();
+    for text in ["moved", "not moved"] {
+        sandbox.submit(text);
+    }
+    let connection = Connection::open(sandbox.db()).unwrap();
+    let decide = |decision: &str, rows: &str| {
+        let by_hand = format!(
+            "UPDATE drafts SET state = '{decision}', decision = '{decision}', decided_by = 'me' \
+             WHERE {rows}"
+        );
+        connection.execute(&by_hand, []).unwrap();
+    };
+    decide("failed", "true");
+    let (asked, answer) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let (ask, wait) = (asked.0, std::sync::Mutex::new(answer.1));
+    let query = DraftQuery::default().states([DraftState::Failed]).text_matching(move |text| {
+        if text == "moved" {
+            ask.send(()).unwrap();
+            wait.lock().unwrap().recv().unwrap();
+        }
+        true
+    });
+    let store = sandbox.store();
+    let page = std::thread::scope(|scope| {
+        let requeue = scope.spawn(|| store.requeue_matching(&query).unwrap());
+        asked.1.recv_timeout(Duration::from_secs(60)).unwrap();
+        decide("accepted", "seq = 1");
+        answer.0.send(()).unwrap();
+        requeue.join().unwrap()
+    });
+    assert_eq!(
+        page.rows.iter().map(|draft| draft.id).collect::<Vec<_>>(),
+        [draft("not moved").id()]
+    );
+    assert_eq!(sandbox.show(&draft("moved").id().to_hex())["state"], "accepted");
+}
+
+#[test]
+fn a_requeue_is_completed_when_nobody_reads_the_answers() {
+    let sandbox = Sandbox::new();
+    let lines: String = (0..1_200).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
+    sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
+    let requeue = ["requeue", "--state=accepted", "--yes", "--json"];
+    let connection = Connection::open(sandbox.db()).unwrap();
+    let accept = "UPDATE drafts SET state = 'accepted', decision = 'accepted', decided_by = 'me'";
+    for (full, code) in [(false, 0), (true, 74)] {
+        connection.execute(accept, []).unwrap();
+        let mut command = sandbox.command(requeue);
+        if full {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            command.stdout(full);
+        } else {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            command.stdout(writer);
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.contains("but 1200 drafts were requeued"), full, "{said}");
+        assert_eq!(sandbox.store().stats().unwrap().states[0].1, 1_200);
+    }
+}
+
+/// Run this, and return how many lines it printed and its peak of memory in MiB.
 fn peak_over(sandbox: &Sandbox, args: &[&str]) -> (usize, u64) {
     let mut child = sandbox.command(args).stdout(Stdio::piped()).spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
@@ -268,6 +334,7 @@ fn peak_over(sandbox: &Sandbox, args: &[&str]) -> (usize, u64) {
     (lines, peak)
 }
 
+/// List and requeue so many drafts of 10 KiB.
 fn little_memory(drafts: usize) {
     let sandbox = Sandbox::new();
     let store = sandbox.store();
