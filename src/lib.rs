@@ -95,10 +95,12 @@ pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use store::batches::BatchedSubmit;
 pub use store::claim::{Claim, Claimed, PendingSnapshot};
 pub use store::intake::Submission;
+pub use store::pages::DraftPage;
+pub use store::query::DraftQuery;
 pub use store::recovery::Recovery;
 pub use store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 pub use store::upkeep::Requeued;
-pub use store::view::{DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats};
+pub use store::view::{DraftRecord, DraftSummary, HistoryEvent, StoreStats};
 pub use store::{DraftStore, DraftTransition, StoreOptions};
 pub use sweep::{
     EXTENSIONS as SWEEP_EXTENSIONS, SkipReason, SkippedFile, SweepDrafts, SweepFiles, SweepOptions,

@@ -205,7 +205,7 @@ impl DraftRunSummary {
 }
 
 /// A run's summary, and the error that ended the run early, if there is one.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize)]
 #[must_use = "the report may hold the error that ended the run early"]
 #[non_exhaustive]
 pub struct RunReport {
@@ -213,7 +213,15 @@ pub struct RunReport {
     pub summary: DraftRunSummary,
     /// The error that ended the run early: the database's, or the processor's if the runner stops
     /// at an error.
+    #[serde(serialize_with = "message")]
     pub stopped_by: Option<LibrarianError>,
+}
+
+fn message<S: Serializer>(
+    error: &Option<LibrarianError>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    error.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 impl RunReport {

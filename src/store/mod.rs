@@ -28,6 +28,8 @@ mod group;
 pub mod intake;
 mod liveness;
 pub(crate) mod new_work;
+pub mod pages;
+pub mod query;
 pub mod recovery;
 pub mod registration;
 mod transition;
@@ -41,6 +43,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Row, Transaction};
+use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::database::{
@@ -294,7 +297,7 @@ impl DraftStore {
 }
 
 /// One legal move that was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DraftTransition {
     /// The draft that moved.

@@ -11,6 +11,7 @@
 use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension as _, named_params};
+use serde::Serialize;
 
 use super::batch::is_row_fault;
 use super::columns::get;
@@ -24,7 +25,7 @@ use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// What one recovery did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recovery {
     /// Drafts that went back to pending.

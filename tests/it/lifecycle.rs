@@ -76,7 +76,7 @@ impl Bench {
     }
 
     fn state(&self, draft: &Draft) -> DraftState {
-        let query = DraftQuery { limit: 100, ..DraftQuery::default() };
+        let query = DraftQuery::default();
         let records = self.store.query(&query).unwrap();
         records.rows.iter().find(|record| record.id == draft.id()).unwrap().state
     }

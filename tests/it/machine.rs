@@ -37,7 +37,7 @@ fn starved(times: usize) -> (Starved, Arc<AtomicUsize>) {
 }
 
 fn charged(store: &DraftStore) -> (u64, u64, u64) {
-    let draft = store.query(&draftq::DraftQuery { limit: 1, ..Default::default() });
+    let draft = store.query(&draftq::DraftQuery::default().limit(1));
     let record = draft.unwrap().rows.remove(0);
     (record.claims, record.errors, record.crashes)
 }

@@ -28,6 +28,7 @@ mod replaced;
 mod run;
 mod schema;
 mod schema_rules;
+mod selection;
 mod signals;
 mod submit;
 mod sweep;

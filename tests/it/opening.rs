@@ -330,7 +330,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     for state in DraftState::ALL {
         note(store.list(state).map(|_| ()));
     }
-    let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
+    let all = DraftQuery::default().limit(1_000);
     match store.query(&all) {
         Ok(records) => {
             for record in records.rows.iter().take(20) {

@@ -230,22 +230,24 @@ fn what_is_stored_is_said_when_it_cannot_be_printed() {
     for (format, text) in [("--json", "one"), ("--format=text", "two")] {
         let said = full(&["submit", format, "--text", text], "");
         let id = draft(text).id().to_hex();
-        assert!(said.contains(&format!("draft {id} is stored all the same")), "{said}");
+        assert!(said.contains(&format!("but draft {id} is stored")), "{said}");
         assert_eq!(sandbox.show(&id)["raw_text"], text);
     }
     let lines: String = (0..3000).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
     for format in ["--json", "--format=text"] {
         for more in [&[][..], &["--atomic"]] {
             let said = full(&[&["submit", format, "--jsonl=-"][..], more].concat(), &lines);
-            assert!(said.contains("3000 drafts are stored all the same"), "{said}");
+            assert!(said.contains("but 3000 drafts are stored"), "{said}");
         }
     }
     assert_eq!(sandbox.draftq(["stats", "--json"]).json()["drafts"], 3002);
     sandbox.file("notes/a.md", "a note");
     let said = full(&["sweep", "notes"], "");
-    assert!(said.contains("1 draft is stored all the same"), "{said}");
+    assert!(said.contains("but 1 draft is stored"), "{said}");
     let id = draft("one").id().to_hex();
-    assert!(full(&["requeue", &id], "").contains("requeued all the same"));
+    sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0);
+    assert!(full(&["requeue", &id], "").contains("but 1 draft was requeued"));
+    assert!(full(&["requeue", &id], "").contains("nothing was requeued"));
 
     // Whoever reads the answers may stop: all drafts are taken, and nobody complains.
     let (reader, writer) = std::io::pipe().unwrap();

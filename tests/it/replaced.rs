@@ -135,7 +135,7 @@ fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
     assert!(fs::metadata(beside(&path, "-wal")).unwrap().len() > 0, "there is an old -wal");
     fs::rename(&new, &path).unwrap();
     assert!(watch.tells("was removed or replaced") < NOTICE);
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     for draft in &drafts {
         watch.accepts(&draft.id().to_hex());
     }
@@ -166,12 +166,12 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
     assert!(watch.tells("was removed or replaced") < NOTICE);
     assert!(!path.exists(), "it was made anew");
     assert_eq!(submit(&path, "of the new file"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.accepts(&id("of the new file"));
     // And once more, with the old -wal and -shm lying there and no time to notice.
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "at once"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.accepts(&id("at once"));
     // A file of another program is told of once, and waited out.
     fs::remove_file(&path).unwrap();
@@ -180,7 +180,7 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
     watch.tells("not a database this draftq can use");
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "the last"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.end();
     assert_whole(&path);
 }
@@ -369,7 +369,7 @@ fn nothing_acknowledged_is_lost_while_the_file_is_replaced_fifty_times() {
                 thread::yield_now();
             }
             if number % 10 == 0 {
-                watch.tells("opened the database");
+                watch.tells("opened the new database");
             }
             // SQLite leaves the -wal behind of a file that is moved in the very moment in which the
             // last process closes it. So one has it open.
