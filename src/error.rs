@@ -1,9 +1,11 @@
-//! The one error type, and what may be asked of it.
+//! The crate's one error type.
 //!
 //! A message says what failed, on which path or id, and why. It never carries a draft's text:
-//! what a processor wrote to its standard error, and what a JSON parser quotes of its input, are
-//! kept out of `Display` and `Debug` both.
+//! neither `Display` nor `Debug` shows what a program wrote to its standard error, what a model
+//! answered, or what a JSON parser quotes of its input.
 
+use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -12,8 +14,41 @@ use std::time::Duration;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// Everything that can go wrong in this crate, and what a processor may answer.
-#[derive(Debug, thiserror::Error)]
+/// Every error of this crate, and every error that a processor may return.
+///
+/// A processor makes its own errors with [`ProcessorError`]:
+///
+/// ```
+/// use draftq::{Draft, DraftProcessingDecision, DraftProcessor, LibrarianError, ProcessorError};
+///
+/// struct AskModel;
+///
+/// fn ask(prompt: &str) -> Result<String, std::io::Error> {
+/// #   let _ = prompt;
+///     Err(std::io::ErrorKind::ConnectionRefused.into())
+/// }
+///
+/// impl DraftProcessor for AskModel {
+///     fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
+///         let answer = ask(draft.raw_text()).map_err(|error| {
+///             // Not the draft's fault: it is given back, and no error is counted.
+///             ProcessorError::new("model_unreachable", error.to_string()).uncharged()
+///         })?;
+///         match answer.as_str() {
+///             "keep" => Ok(DraftProcessingDecision::Accepted),
+///             "drop" => Ok(DraftProcessingDecision::Skipped),
+///             // The draft may be to blame: the error counts towards its budget. The answer may
+///             // quote the draft, so it is the detail, which is stored and not shown.
+///             _ => Err(ProcessorError::new("model_answer", "the answer is neither keep nor drop")
+///                 .with_detail(answer)
+///                 .into()),
+///         }
+///     }
+/// }
+/// ```
+///
+/// An [`io::Error`] and a `serde_json::Error` become one with `?`.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum LibrarianError {
     /// The lifecycle has no such move for a runner.
@@ -34,23 +69,32 @@ pub enum LibrarianError {
         id: DraftId,
     },
 
-    /// No draft has this id, in whatever state.
+    /// A draft with this id is in this state already. This crate does not return it: a second
+    /// submit of a draft is no error. It exists for processors written for mimir-librarian.
+    #[error("draft {id} is already in state {state}")]
+    DraftAlreadyExists {
+        /// The state it is in.
+        state: DraftState,
+        /// Its id.
+        id: DraftId,
+    },
+
+    /// No draft has this id.
     #[error("no draft has the id {id}")]
     UnknownDraft {
         /// The id looked for.
         id: DraftId,
     },
 
-    /// The draft is being processed, and an operator's move would take it out of its runner's
-    /// hands.
-    #[error("draft {id} is in processing; wait until its run is through, or until it is recovered")]
+    /// A runner has claimed the draft, so that an operator cannot move it.
+    #[error("draft {id} is in processing; wait until its run has ended, or until it is recovered")]
     DraftInProcessing {
         /// The draft.
         id: DraftId,
     },
 
-    /// The store does not take this draft.
-    #[error("draft {id} was not taken: {reason}")]
+    /// The store rejects this draft.
+    #[error("draft {id} was rejected: {reason}")]
     DraftRejected {
         /// The id that the draft would have had.
         id: DraftId,
@@ -67,30 +111,30 @@ pub enum LibrarianError {
         damage: DraftDamage,
     },
 
-    /// The claim was taken back while its holder worked: the owner seemed dead, somebody moved
-    /// the draft by hand, or it went stale. Nothing was changed by the late move.
+    /// The claim ended before its holder moved the draft: the draft was recovered, or moved by
+    /// hand. The late move changed nothing.
     #[error(
-        "the claim on draft {id} was lost: the draft was taken back in the meantime, and the late move changed nothing"
+        "the claim on draft {id} was lost: the draft was recovered or moved in the meantime, and the late move changed nothing"
     )]
     LostClaim {
         /// The draft that is no longer held.
         id: DraftId,
     },
 
-    /// The runner's registration is over: its lock file was gone, and another took it for dead
-    /// while it held no claim. Nothing was claimed; register again.
-    #[error("runner {runner} was taken for dead because its lock file is gone; register again")]
+    /// The runner's registration has ended: its lock file is gone, and another process recorded
+    /// its end while it held no claim. Nothing was claimed; register again.
+    #[error("runner {runner} counts as dead because its lock file is gone; register again")]
     RunnerEnded {
         /// The runner: `runners.id`.
         runner: i64,
     },
 
-    /// A processor could not come to a decision. The draft stays in `processing`, with the error
-    /// on record and no owner, and is tried again once the claim is stale.
-    #[error("{0}")]
-    Processor(ProcessorError),
+    /// A processor reached no decision. The draft stays in `processing`, with the error stored
+    /// and no owner, and is tried again once the claim is stale.
+    #[error(transparent)]
+    Processor(#[from] ProcessorError),
 
-    /// A part that the processor needs is not there yet.
+    /// A part that the processor needs does not exist yet.
     #[error("not yet implemented: {component}")]
     NotYetImplemented {
         /// The missing part.
@@ -100,18 +144,35 @@ pub enum LibrarianError {
     /// A model could not be called. For processors; this crate calls none.
     #[error("the model could not be called: {message}")]
     LlmInvocationFailed {
-        /// What the processor says of it. It is stored with the draft and must not hold its text.
+        /// Why. It is stored with the draft and must not hold its text.
+        message: String,
+    },
+
+    /// A model's answer is not the JSON that was asked for. For processors; this crate calls no
+    /// model. Neither field is shown, because both may quote the draft.
+    #[error("the model's answer is not valid JSON")]
+    LlmNonJsonResponse {
+        /// The beginning or the end of the answer.
+        raw: String,
+        /// What the JSON parser reported.
+        parse_err: String,
+    },
+
+    /// A processor's validator has no clock. For processors written for mimir-librarian.
+    #[error("the validator has no clock: {message}")]
+    ValidationClock {
+        /// Why.
         message: String,
     },
 
     /// A processor has used up its own retries.
     #[error("the retries are used up after {attempts} attempts")]
     RetryBudgetExhausted {
-        /// How many attempts were made.
+        /// The number of attempts.
         attempts: u32,
     },
 
-    /// An input or output error without a path, as processors meet them.
+    /// An input or output error without a path, for processors.
     #[error("input or output failed: {0}")]
     DraftIo(#[from] io::Error),
 
@@ -146,24 +207,24 @@ pub enum LibrarianError {
         source: io::Error,
     },
 
-    /// The database or its directory could not be made.
+    /// The database, its directory or a file beside it could not be created.
     #[error("cannot create {}: {source}", .path.display())]
     CannotCreate {
-        /// What was to be made.
+        /// What was to be created.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
 
-    /// There is no database at this path, and what was asked for makes none.
-    #[error("there is no database {}; name another with --db PATH, or submit a draft to make this one", .path.display())]
+    /// There is no database at this path, and the operation creates none.
+    #[error("there is no database {}; name another with --db PATH, or submit a draft to create this one", .path.display())]
     NoDatabase {
-        /// Where it was looked for.
+        /// The path.
         path: PathBuf,
     },
 
-    /// The store was opened to read.
-    #[error("cannot {doing}: the database {} was opened to read only", .path.display())]
+    /// The store was opened read-only.
+    #[error("cannot {doing}: the database {} was opened read-only", .path.display())]
     ReadOnlyStore {
         /// The database.
         path: PathBuf,
@@ -174,22 +235,22 @@ pub enum LibrarianError {
     /// The file at the path is no longer the one that the store has open. The file that is there
     /// now, if any, was not changed. Open the store again.
     #[error(
-        "the database {} is not the file any more that was opened: it was removed, or another was put in its place; open it again", .path.display()
+        "the database {} is no longer the file that was opened: it was removed or replaced; open it again", .path.display()
     )]
     FileReplaced {
         /// The database.
         path: PathBuf,
     },
 
-    /// Another process has a file open that was at this path before. The file that is there now is
-    /// not opened as long as the other's -wal would take effect on it.
+    /// Another process has a file open that was at this path before. The file that is there now
+    /// is not opened, because SQLite would apply the other file's -wal to it.
     #[error(
-        "a process still has the file open that was at {} before; waited {waited:?} for it; end it, and try again", .path.display()
+        "another process still has the previous file at {} open; waited {waited:?} for it; end it, and try again", .path.display()
     )]
     ReplacedFileInUse {
         /// The database.
         path: PathBuf,
-        /// How long the store waits at the most.
+        /// The longest time that the store waits.
         waited: Duration,
     },
 
@@ -198,36 +259,38 @@ pub enum LibrarianError {
     Busy {
         /// The database.
         path: PathBuf,
-        /// How long the call has waited.
+        /// How long the call waited.
         waited: Duration,
     },
 
-    /// The file is not a draftq database, or one of a newer draftq. It was left as it is.
+    /// The file is not a draftq database, or has the schema of another draftq. It was not
+    /// changed.
     #[error("{} is not a database this draftq can use: {reason}", .path.display())]
     ForeignDatabase {
         /// The file.
         path: PathBuf,
-        /// What it seems to be, and what to do.
+        /// Why, and what to do.
         reason: String,
     },
 
-    /// The database, its directory or something beside it has a second name, another owner, or
-    /// lets others write, and was not used.
+    /// The database, its directory or a file beside it has a second name, another owner, or a mode
+    /// that lets others write. It was not used.
     #[error("refusing {}: {problem}; {remedy}", .path.display())]
     Untrusted {
-        /// What is refused.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
-        /// What puts it right, a command as a rule.
+        /// What to do, usually a command.
         remedy: String,
     },
-    /// The file is a draftq database, and damaged.
+
+    /// The file is a draftq database, and is damaged.
     #[error("the database {} is damaged: {reason}; keep the file and restore a backup", .path.display())]
     DamagedDatabase {
         /// The file.
         path: PathBuf,
-        /// What SQLite or the row mapper says.
+        /// What SQLite or the row mapper reports.
         reason: String,
     },
 
@@ -238,8 +301,8 @@ pub enum LibrarianError {
         path: PathBuf,
         /// What was tried, as a verb.
         doing: &'static str,
-        /// What SQLite says. Its messages name tables and constraints, never values.
-        source: rusqlite::Error,
+        /// What SQLite reports.
+        source: DatabaseError,
     },
 
     /// The SQLite in this program is too old to share a database between writers.
@@ -247,41 +310,42 @@ pub enum LibrarianError {
         "this program was built with SQLite {found}; before {required} two writers can corrupt a database in WAL mode"
     )]
     SqliteTooOld {
-        /// The version linked in.
+        /// The version in this program.
         found: &'static str,
-        /// The oldest version that will do.
+        /// The oldest version that is safe.
         required: &'static str,
     },
 }
 
-/// What kind of trouble an error is: who can do what about it.
+/// The kind of an error: who can do what about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// What was handed in is not acceptable: mend the input.
+    /// The input is not acceptable: correct it.
     BadInput,
-    /// What was named is not there.
+    /// The draft or file that was named does not exist.
     NotFound,
-    /// The processor erred; the draft is kept and tried again.
+    /// The processor failed; the draft is kept and tried again.
     Processor,
     /// The claim is no longer the caller's; go on with the next draft.
     LostClaim,
-    /// A file or directory cannot be made: check the path and its modes.
+    /// A file or directory cannot be created: check the path and its modes.
     CannotCreate,
     /// Storage failed: disk full, file damaged, input or output error.
     Storage,
-    /// Others hold the database: try again.
+    /// Other processes use the database: try again.
     Busy,
-    /// The file belongs to another program or a newer draftq.
+    /// The file belongs to another program or another version of draftq, or must not be trusted.
     ForeignDatabase,
 }
 
 impl LibrarianError {
-    /// What kind of trouble this is.
+    /// The kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::InvalidDraftTransition { .. }
+            | Self::DraftAlreadyExists { .. }
             | Self::DraftInProcessing { .. }
             | Self::DraftRejected { .. }
             | Self::DraftJson(_)
@@ -294,6 +358,8 @@ impl LibrarianError {
             Self::Processor(_)
             | Self::NotYetImplemented { .. }
             | Self::LlmInvocationFailed { .. }
+            | Self::LlmNonJsonResponse { .. }
+            | Self::ValidationClock { .. }
             | Self::RetryBudgetExhausted { .. } => ErrorKind::Processor,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 ErrorKind::NotFound
@@ -314,9 +380,8 @@ impl LibrarianError {
 
     /// Whether the error is charged to the draft, that is, counted towards its error budget.
     ///
-    /// Only a processor's error can be the fault of something else than the draft
-    /// ([`ProcessorError::uncharged`]); the draft is then given back without an error being
-    /// counted. For all other errors this is `true`.
+    /// Only a [`ProcessorError`] can be [uncharged](ProcessorError::uncharged); the draft is then
+    /// released and no error is counted. For all other errors this is `true`.
     #[must_use]
     pub fn is_charged(&self) -> bool {
         match self {
@@ -325,13 +390,15 @@ impl LibrarianError {
         }
     }
 
-    /// A short stable word for the error, as the database keeps it in `last_error_class`.
+    /// A short stable word for the error, as the database stores it in `last_error_class`.
     #[must_use]
     pub fn class(&self) -> &str {
         match self {
             Self::Processor(error) => error.class(),
             Self::NotYetImplemented { .. } => "not_implemented",
             Self::LlmInvocationFailed { .. } => "model",
+            Self::LlmNonJsonResponse { .. } => "model_answer",
+            Self::ValidationClock { .. } => "clock",
             Self::RetryBudgetExhausted { .. } => "retries_exhausted",
             Self::DraftIo(_) | Self::Io { .. } => "io",
             Self::DraftJson(_) => "json",
@@ -341,14 +408,50 @@ impl LibrarianError {
     }
 }
 
-impl From<serde_json::Error> for LibrarianError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::DraftJson(JsonFault::from(error))
+/// Shows the message alone: the fields of some variants may quote a draft.
+impl fmt::Debug for LibrarianError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LibrarianError")
+            .field("kind", &self.kind())
+            .field("class", &self.class())
+            .field("message", &format_args!("{self}"))
+            .finish()
     }
 }
 
-/// Where and how a JSON text is wrong. The parser's own message is left behind on purpose: it
-/// quotes the input.
+/// An error that SQLite reported. Its message names tables and constraints, never values.
+pub struct DatabaseError(Box<dyn Error + Send + Sync>);
+
+impl DatabaseError {
+    /// An error of the database layer.
+    pub(crate) fn new(error: impl Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DatabaseError").field(&format_args!("{}", self.0)).finish()
+    }
+}
+
+impl Error for DatabaseError {}
+
+/// For `?` in a processor, as in mimir-librarian.
+impl From<serde_json::Error> for LibrarianError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::DraftJson(JsonFault::of(&error))
+    }
+}
+
+/// Where a JSON text is wrong, and how. It does not hold the parser's own message, which quotes
+/// the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JsonFault {
     what: &'static str,
@@ -356,8 +459,8 @@ pub struct JsonFault {
     column: usize,
 }
 
-impl From<serde_json::Error> for JsonFault {
-    fn from(error: serde_json::Error) -> Self {
+impl JsonFault {
+    fn of(error: &serde_json::Error) -> Self {
         use serde_json::error::Category;
         let what = match error.classify() {
             Category::Io => "it could not be read",
@@ -380,14 +483,14 @@ impl fmt::Display for JsonFault {
     }
 }
 
-/// Why a store does not take a draft.
+/// Why a store rejects a draft.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DraftRejection {
     /// Nothing but white space.
     #[error("its text is empty or blank")]
     EmptyText,
-    /// More text than the store takes.
+    /// More text than the store accepts.
     #[error("its text has {bytes} bytes, more than the limit of {limit}")]
     TextTooLong {
         /// Length of the text in bytes of UTF-8.
@@ -414,7 +517,7 @@ pub enum DraftRejection {
     /// Too many tags.
     #[error("it has {tags} tags, more than the limit of {limit}")]
     TooManyTags {
-        /// How many it has.
+        /// The number of its tags.
         tags: usize,
         /// The limit.
         limit: usize,
@@ -425,8 +528,8 @@ pub enum DraftRejection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DraftDamage {
-    /// The text, the surface, the agent, the project, the operator or the provenance is not what
-    /// was submitted.
+    /// The text, the surface, the agent, the project, the operator or the provenance was changed
+    /// after the draft was submitted.
     #[error("its text or its provenance was altered after it was submitted (they give another id)")]
     Altered,
     /// The text is missing.
@@ -443,48 +546,54 @@ pub enum DraftDamage {
     Row,
 }
 
-/// Why a processor came to no decision.
+/// Why a processor reached no decision. A processor returns it as a [`LibrarianError`] (`?` or
+/// `into()` converts it); an example is [there](LibrarianError).
 ///
-/// The class and the message are for everyone; the detail (such as the tail of a program's
-/// standard error) may hold anything, is stored with the draft, and is shown by neither
-/// `Display` nor `Debug`.
-#[derive(Clone, PartialEq, Eq)]
+/// The class and the message are shown in logs and summaries and must not hold the draft's text.
+/// The detail (such as the tail of a program's standard error) may hold anything: it is stored
+/// with the draft, and shown by neither `Display` nor `Debug`.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub struct ProcessorError {
-    class: &'static str,
+    class: Cow<'static, str>,
     message: String,
     detail: Option<String>,
     charged: bool,
 }
 
 impl ProcessorError {
-    /// An error of this class (a short stable word such as `exit`, `timeout` or `protocol`) with
-    /// a message that does not hold the draft's text. It is charged to the draft.
+    /// An error of this class that is charged to the draft.
+    ///
+    /// The class is a short stable word to group and filter by, such as `exit`, `timeout` or
+    /// `model_answer`: at most 64 lower-case ASCII letters, digits and underscores. In any other
+    /// class, other characters become underscores and the rest is cut off.
     #[must_use]
-    pub fn new(class: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(class: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        let class = normalized(class.into());
         Self { class, message: message.into(), detail: None, charged: true }
     }
 
-    /// The same, but not the draft's fault: the machine lacks something (a process, a descriptor,
-    /// memory, space), or what the processor needs is unavailable. The draft is given back without
-    /// an error being counted.
+    /// The same error, not charged to the draft: the machine lacks something (a process, a
+    /// descriptor, memory, space), or a service that the processor needs is unavailable. The draft
+    /// is released, and no error is counted.
     #[must_use]
     pub fn uncharged(self) -> Self {
         Self { charged: false, ..self }
     }
 
-    /// The same with a detail that is stored but not shown; an empty one is none.
+    /// The same error with a detail that is stored and not shown. An empty detail is none.
     #[must_use]
-    pub fn with_detail(self, detail: String) -> Self {
-        Self { detail: Some(detail).filter(|detail| !detail.is_empty()), ..self }
+    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()).filter(|detail| !detail.is_empty()), ..self }
     }
 
     /// The class.
     #[must_use]
-    pub fn class(&self) -> &'static str {
-        self.class
+    pub fn class(&self) -> &str {
+        &self.class
     }
 
-    /// Whether the error is the draft's and counts towards its error budget; see
+    /// Whether the error counts towards the draft's error budget; see
     /// [`uncharged`](Self::uncharged).
     #[must_use]
     pub fn is_charged(&self) -> bool {
@@ -498,9 +607,20 @@ impl ProcessorError {
     }
 }
 
-impl fmt::Display for ProcessorError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+const MAX_CLASS_BYTES: usize = 64;
+
+fn normalized(class: Cow<'static, str>) -> Cow<'static, str> {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if !class.is_empty() && class.len() <= MAX_CLASS_BYTES && class.chars().all(is_plain) {
+        return class;
+    }
+    let plain = class.chars().take(MAX_CLASS_BYTES).map(|c| match c.to_ascii_lowercase() {
+        c if is_plain(c) => c,
+        _ => '_',
+    });
+    match plain.collect::<String>() {
+        class if class.is_empty() => "processor".into(),
+        class => class.into(),
     }
 }
 
@@ -515,19 +635,13 @@ impl fmt::Debug for ProcessorError {
     }
 }
 
-impl From<ProcessorError> for LibrarianError {
-    fn from(error: ProcessorError) -> Self {
-        Self::Processor(error)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_detail_is_neither_printed_nor_debugged() {
-        let error = ProcessorError::new("exit", "exit status 3").with_detail("canary".into());
+        let error = ProcessorError::new("exit", "exit status 3").with_detail("canary");
         let error = LibrarianError::from(error);
         let shown = format!("{error} {error:?}");
         assert!(!shown.contains("canary"), "{shown}");
@@ -536,12 +650,30 @@ mod tests {
     }
 
     #[test]
+    fn a_models_answer_is_not_shown() {
+        let (raw, parse_err) = ("canary".to_owned(), "canary".to_owned());
+        let error = LibrarianError::LlmNonJsonResponse { raw, parse_err };
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("canary"), "{shown}");
+        assert_eq!(error.kind(), ErrorKind::Processor);
+    }
+
+    #[test]
+    fn a_class_is_a_short_plain_word() {
+        let class = |class: &str| ProcessorError::new(class.to_owned(), "").class().to_owned();
+        assert_eq!(class("model_answer"), "model_answer");
+        assert_eq!(class("HTTP 503\n\u{1b}[31m"), "http_503___31m");
+        assert_eq!(class(""), "processor");
+        assert_eq!(class(&"ü".repeat(70)), "_".repeat(64));
+    }
+
+    #[test]
     fn an_error_is_charged_unless_it_says_otherwise() {
         let error = ProcessorError::new("exit", "exit status 3");
         assert!(error.is_charged());
         assert!(LibrarianError::from(error.clone()).is_charged());
         assert!(LibrarianError::NotYetImplemented { component: "x" }.is_charged());
-        let error = error.uncharged().with_detail("why".into());
+        let error = error.uncharged().with_detail("why");
         assert!(!error.is_charged());
         assert!(!LibrarianError::from(error).is_charged());
     }

@@ -52,9 +52,12 @@
 mod clock;
 mod database;
 mod draft;
+mod envelope;
 mod error;
 mod escape;
 mod id;
+mod json;
+mod metadata;
 mod outcome;
 mod processor;
 mod processors;
@@ -64,17 +67,18 @@ mod store;
 mod sweep;
 
 pub use clock::{Clock, MAX_UNIX_MS, from_unix_ms, unix_ms};
-pub use draft::{
-    DEFAULT_MAX_TEXT_BYTES, DRAFT_SCHEMA_VERSION, Draft, DraftMetadata, DraftSourceSurface,
-    MAX_METADATA_BYTES, MAX_TAGS,
-};
+pub use draft::{DEFAULT_MAX_TEXT_BYTES, Draft};
+pub use envelope::DRAFT_SCHEMA_VERSION;
 pub use error::{
-    DraftDamage, DraftRejection, ErrorKind, JsonFault, LibrarianError, ProcessorError,
+    DatabaseError, DraftDamage, DraftRejection, ErrorKind, JsonFault, LibrarianError,
+    ProcessorError,
 };
 pub use escape::{
     is_unsafe as is_unsafe_to_show, json as escape_json, line as escape_line, text as escape_text,
 };
 pub use id::{DraftId, NotADraftId};
+pub use json::JsonText;
+pub use metadata::{DraftMetadata, DraftSource, DraftSourceSurface, MAX_METADATA_BYTES, MAX_TAGS};
 pub use outcome::{MAX_DELAY, Outcome};
 pub use processor::DraftProcessor;
 pub use processors::deferred::DeferredDraftProcessor;
@@ -82,9 +86,10 @@ pub use processors::exec::{
     CommandProcessor, MAX_NOTE_BYTES, MAX_OUTPUT_BYTES, STDERR_TAIL_BYTES, kill_running_programs,
     kill_running_programs_and_exit,
 };
+pub use processors::from_fn::{FromFn, from_fn};
 pub use runner::{
-    Cancellation, DEFAULT_PROCESSING_STALE_SECS, DraftRunItem, DraftRunSummary, RunReport, Runner,
-    Waiter, Wake, WatchEvent, run_once,
+    Cancellation, DEFAULT_PROCESSING_STALE_SECS, DraftRunError, DraftRunItem, DraftRunSummary,
+    RunReport, Runner, Waiter, Wake, WatchEvent, run_once,
 };
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use store::batches::BatchedSubmit;
@@ -102,7 +107,7 @@ pub use sweep::{
     Swept, default_agent as default_sweep_agent, find as find_sweep_files, is_sweep_surface,
 };
 
-/// What the README shows of the library compiles and runs.
+/// What the documentation shows of the library compiles and runs.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/processors.md")]
+struct Processors;

@@ -1,6 +1,6 @@
 //! The lifecycle: six states, five decisions, and the one table of moves a runner may make.
 //!
-//! The database holds the same table as triggers (`migrations/0001_drafts.sql`); a test walks
+//! The database holds the same table as triggers (`migrations/0002_drafts.sql`); a test walks
 //! all 36 pairs through both.
 
 use std::fmt;
@@ -37,10 +37,9 @@ impl DraftState {
         Self::Quarantined,
     ];
 
-    /// The state's name, as it is stored and printed. (In the file version a state is a
-    /// directory of this name.)
+    /// The state's name, as it is stored and printed.
     #[must_use]
-    pub fn dir_name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Processing => "processing",
@@ -51,7 +50,14 @@ impl DraftState {
         }
     }
 
-    /// Whether no runner moves a draft on from here.
+    /// As [`as_str`](Self::as_str), under the file version's name: there, each state is a
+    /// directory.
+    #[must_use]
+    pub fn dir_name(self) -> &'static str {
+        self.as_str()
+    }
+
+    /// Whether no runner moves a draft out of this state.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         !matches!(self, Self::Pending | Self::Processing)

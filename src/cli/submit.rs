@@ -115,7 +115,7 @@ fn print(output: Output, submission: &Submission) -> Result<(), Failure> {
     if output.is_json() {
         return output.json(submission);
     }
-    let Submission { id, state, created } = submission;
+    let Submission { id, state, created, .. } = submission;
     output.text(&match created {
         true => format!("Submitted draft {id}; it is {state}."),
         false => format!("Draft {id} was submitted before; it is {state}. Nothing was changed."),

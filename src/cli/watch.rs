@@ -70,6 +70,8 @@ impl Watch {
                 WatchEvent::Reopened { path } => {
                     message(&format!("draftq: opened the new database {}", path.display()));
                 }
+                // A newer library may tell more.
+                _ => {}
             }
             Ok::<(), Failure>(())
         })?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rusqlite::ErrorCode;
 
-use crate::error::LibrarianError;
+use crate::error::{DatabaseError, LibrarianError};
 
 /// What a transaction's body fails with: SQLite's error, which is given its path and purpose
 /// here, or one of ours.
@@ -58,7 +58,7 @@ pub(super) fn classify(
                 let reason = format!("a stored value cannot be read while trying to {doing}");
                 LibrarianError::DamagedDatabase { path, reason }
             }
-            source => LibrarianError::Database { path, doing, source },
+            source => LibrarianError::Database { path, doing, source: DatabaseError::new(source) },
         },
     }
 }

@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 use tracing::{Dispatch, Span, dispatcher};
 
 use super::batch::{BatchSize, MAX_BATCH};
-use super::{DraftRunItem, DraftRunSummary, RunReport, Runner, lock};
+use super::{DraftRunSummary, RunReport, Runner, lock};
 use crate::draft::Draft;
 use crate::error::{ErrorKind, LibrarianError, ProcessorError};
 use crate::id::DraftId;
 use crate::outcome::Outcome;
 use crate::processor::DraftProcessor;
+use crate::state::DraftState;
 use crate::store::batch::{Exchanged, Processed};
 use crate::store::claim::{Claim, Claimed, Next, PendingSnapshot};
 use crate::store::finish::Stored;
@@ -149,7 +150,15 @@ impl<'r> Dispatcher<'r> {
         Worker(self)
     }
 
-    /// A thread of the run could not be started: the run ends.
+    /// One of several workers could not be started: the others go on.
+    pub(super) fn goes_on_without(&self, error: &io::Error) {
+        tracing::warn!(
+            target: "mimir.librarian.machine_fault",
+            "a worker could not be started; the run goes on with fewer: {error}"
+        );
+    }
+
+    /// No thread of the run could be started: the run ends.
     pub(super) fn cannot_start(&self, source: io::Error) {
         let path = self.runner.store.path().to_owned();
         self.stopped_by(LibrarianError::Io { doing: "start a worker for", path, source });
@@ -226,7 +235,7 @@ impl<'r> Dispatcher<'r> {
             tracing::warn!(
                 target: "mimir.librarian.machine_fault",
                 class = error.class(),
-                "the machine does not let a processor work; the run waits for it: {error}"
+                "a processor cannot work at the moment; the run waits and tries again: {error}"
             );
         }
         !state.stopped && state.last_result.max(begun).elapsed() < MACHINE_PATIENCE
@@ -347,7 +356,7 @@ impl<'r> Dispatcher<'r> {
             for (_, claimed) in claims.found {
                 match claimed {
                     Claimed::Draft(claim) => state.ahead.push_back(claim),
-                    Claimed::Unreadable(id) => self.report_damaged(id),
+                    Claimed::Unreadable { id, state } => self.report_damaged(id, state),
                 }
             }
         }
@@ -446,21 +455,12 @@ impl<'r> Dispatcher<'r> {
 
     fn report_outcome(&self, id: DraftId, outcome: &Outcome) {
         let decision = outcome.decision();
-        let final_state = decision.target_state().dir_name();
-        self.progress(|summary| {
-            summary.count(decision);
-            if summary.items.len() < self.runner.most_items {
-                let final_state = final_state.to_owned();
-                summary.items.push(DraftRunItem { id: id.to_hex(), decision, final_state });
-            } else {
-                summary.items_left_out += 1;
-            }
-        });
+        self.progress(|summary| summary.add_decision(id, decision, self.runner.most_items));
         tracing::info!(
             target: "mimir.librarian.draft_processed",
             draft_id = %id,
             decision = decision.as_str(),
-            final_state,
+            final_state = decision.target_state().as_str(),
             "draft processed"
         );
     }
@@ -470,20 +470,22 @@ impl<'r> Dispatcher<'r> {
             target: "mimir.librarian.draft_error",
             draft_id = %id,
             class,
-            "processor came to no decision"
+            "processor reached no decision"
         );
-        self.progress(|summary| summary.errors += 1);
+        self.progress(|summary| {
+            summary.add_error(id, class, DraftState::Processing, self.runner.most_items);
+        });
     }
 
-    fn report_damaged(&self, id: DraftId) {
+    fn report_damaged(&self, id: DraftId, state: DraftState) {
         tracing::warn!(
             target: "mimir.librarian.draft_error",
             draft_id = %id,
             class = "damaged",
-            "draft is damaged and was passed over"
+            "draft is damaged and was not processed"
         );
         self.begun.fetch_add(1, Ordering::Relaxed);
-        self.progress(|summary| summary.errors += 1);
+        self.progress(|summary| summary.add_error(id, "damaged", state, self.runner.most_items));
     }
 
     fn progress(&self, change: impl FnOnce(&mut DraftRunSummary)) {

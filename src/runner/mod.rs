@@ -18,7 +18,7 @@ use tracing::field;
 pub use self::cancellation::Cancellation;
 use self::dispatcher::Dispatcher;
 use self::summary::record;
-pub use self::summary::{DraftRunItem, DraftRunSummary, RunReport};
+pub use self::summary::{DraftRunError, DraftRunItem, DraftRunSummary, RunReport};
 pub use self::wait::{Waiter, Wake};
 pub use self::watch::WatchEvent;
 use crate::error::LibrarianError;
@@ -37,6 +37,7 @@ type Observer = Box<dyn Fn(&DraftRunSummary) + Send + Sync>;
 ///
 /// A runner registers itself with the store at its first claim and stays registered until it is
 /// dropped; while it lives, nobody takes its claims, however long its processors take.
+#[must_use = "a runner does nothing until it is run"]
 pub struct Runner {
     store: DraftStore,
     processor: String,
@@ -67,7 +68,6 @@ impl fmt::Debug for Runner {
 impl Runner {
     /// A runner over this store; `processor` is the word for what it runs that others see in the
     /// `runners` table.
-    #[must_use]
     pub fn new(store: &DraftStore, processor: &str) -> Self {
         Self {
             store: store.clone(),
@@ -86,54 +86,46 @@ impl Runner {
     }
 
     /// How old a claim without an owner must be to be taken back; 900 s if not given.
-    #[must_use]
     pub fn stale_after(self, stale_after: Duration) -> Self {
         Self { stale_after, ..self }
     }
 
     /// How many errors and crashes a draft may have under this runner before it goes to `failed`;
     /// 5 if not given, 0 for no limit.
-    #[must_use]
     pub fn max_errors(self, max_errors: u32) -> Self {
         Self { max_errors, ..self }
     }
 
     /// Whether a draft that is deferred again and again without a delay waits longer each time
     /// (30 s, doubling, to an hour at most). For a runner that runs again and again.
-    #[must_use]
     pub fn backs_off(self, backs_off: bool) -> Self {
         Self { backs_off, ..self }
     }
 
     /// Claim at most this many drafts in a run, over all workers.
-    #[must_use]
     pub fn limit(self, limit: usize) -> Self {
         Self { limit: Some(limit), ..self }
     }
 
     /// Whether a processor's error ends the run; if not (the default), it is recorded and the
     /// run goes on.
-    #[must_use]
     pub fn stop_at_error(self, stop_at_error: bool) -> Self {
         Self { stop_at_error, ..self }
     }
 
     /// How many drafts the summary lists one by one; all by default, and then its memory grows
     /// with the run.
-    #[must_use]
     pub fn most_items(self, most_items: usize) -> Self {
         Self { most_items, ..self }
     }
 
     /// End early when this is asked for.
-    #[must_use]
     pub fn cancellation(self, cancellation: Cancellation) -> Self {
         Self { cancellation, ..self }
     }
 
     /// Be told how far the run is: when it knows what is pending, and after each draft. Called
     /// on threads of the run, one at a time; a slow observer slows it.
-    #[must_use]
     pub fn observer(self, observer: impl Fn(&DraftRunSummary) + Send + Sync + 'static) -> Self {
         Self { observer: Some(Box::new(observer)), ..self }
     }
@@ -161,11 +153,15 @@ impl Runner {
             [] => {}
             [processor] => dispatcher.worker().work(processor),
             processors => thread::scope(|scope| {
+                let mut started = false;
                 for processor in processors {
                     let worker = dispatcher.worker();
                     let work = move || dispatcher.within_span(|| worker.work(processor));
-                    if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
-                        dispatcher.cannot_start(error);
+                    match thread::Builder::new().spawn_scoped(scope, work) {
+                        Ok(_) => started = true,
+                        // Those that run do the work of those that cannot be started.
+                        Err(error) if started => dispatcher.goes_on_without(&error),
+                        Err(error) => dispatcher.cannot_start(error),
                     }
                 }
             }),
@@ -236,6 +232,10 @@ impl Runner {
         summary: &mut DraftRunSummary,
     ) -> Result<PendingSnapshot, LibrarianError> {
         self.store.check_file()?;
+        if lock(&self.registration).as_ref().is_some_and(|registration| !registration.is_in_place())
+        {
+            self.forget_registration();
+        }
         self.store.check_runners_directory(lock(&self.registration).is_some())?;
         let stale_before = now.checked_sub(self.stale_after).unwrap_or(SystemTime::UNIX_EPOCH);
         let recovery = self.store.recover(stale_before)?;

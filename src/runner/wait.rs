@@ -33,6 +33,7 @@ const LOCK_RELEASE: Duration = Duration::from_millis(2);
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Wake {
     /// There may be something to do.
     Work,

@@ -20,6 +20,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What a watch tells of.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum WatchEvent<'a> {
     /// An iteration ended. If something cut it short, the watch goes on all the same.
     Ran {

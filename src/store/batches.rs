@@ -45,6 +45,7 @@ impl Size {
 /// writers wait 100 ms at most (unless the disk stalls, or a single draft takes longer). Drafts
 /// that were not committed yet are lost when this is dropped; call [`finish`](Self::finish).
 #[derive(Debug)]
+#[must_use = "drafts that were not committed are lost when this is dropped"]
 pub struct BatchedSubmit<'s> {
     store: &'s DraftStore,
     drafts: Vec<Draft>,
@@ -54,7 +55,6 @@ pub struct BatchedSubmit<'s> {
 
 impl DraftStore {
     /// Submit many drafts in batches.
-    #[must_use]
     pub fn batched_submit(&self) -> BatchedSubmit<'_> {
         BatchedSubmit { store: self, drafts: Vec::new(), bytes: 0, size: FIRST }
     }

@@ -10,7 +10,7 @@ use std::fmt;
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 
 use super::batch::is_row_fault;
-use super::columns::draft_of;
+use super::columns::{draft_of, get};
 use super::finish::record_error;
 use super::registration::RunnerRegistration;
 use super::{DraftStore, draft_columns};
@@ -18,6 +18,7 @@ use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
+use crate::state::DraftState;
 
 /// Most bytes of text that are claimed together, if it is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -122,12 +123,20 @@ impl fmt::Debug for ClaimKey {
 
 /// What [`DraftStore::claim_next`] found.
 #[derive(Debug)]
+#[must_use = "a claim that is dropped leaves its draft in processing"]
+#[non_exhaustive]
 pub enum Claimed {
     /// A draft to process.
     Draft(Box<Claim>),
     /// A draft that is not what was submitted: its row or text was altered or damaged from outside
-    /// ([`LibrarianError::DamagedDraft`]). It is passed over, so that it does not stop the others.
-    Unreadable(DraftId),
+    /// ([`LibrarianError::DamagedDraft`]). It is not processed; the snapshot continues after it.
+    Unreadable {
+        /// The draft.
+        id: DraftId,
+        /// The state that it is in: `processing` with the error recorded, or `pending` if its row
+        /// cannot be changed.
+        state: DraftState,
+    },
 }
 
 /// The claims of one transaction.
@@ -324,9 +333,9 @@ pub(super) fn claim(
                 let key = ClaimKey { seq, id, token, runner };
                 let error = LibrarianError::DamagedDraft { id, damage };
                 record_error(connection, &key, &error, now)?;
-                Claimed::Unreadable(id)
+                Claimed::Unreadable { id, state: DraftState::Processing }
             }
-            (None, _) => Claimed::Unreadable(id),
+            (None, _) => Claimed::Unreadable { id, state: DraftState::Pending },
         };
         found.push((seq, claimed));
     }
@@ -376,7 +385,7 @@ fn next_ready(
         ready.push(Ready {
             seq: row.get("seq")?,
             // All zeros where the row has no id that can be read.
-            id: row.get("id").unwrap_or(DraftId::NONE),
+            id: get(row, "id").unwrap_or(DraftId::NONE),
             claims: row.get("claims").unwrap_or_default(),
             errors: row.get("errors").unwrap_or_default(),
             draft: draft_of(row),
@@ -387,4 +396,146 @@ fn next_ready(
     }
     let next = if ready.is_empty() { Next::Nothing } else { Next::Drafts };
     Ok((ready, false, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::draft::{DraftMetadata, DraftSourceSurface};
+    use crate::state::DraftState;
+
+    /// A store with drafts of these texts.
+    fn store(texts: &[&str]) -> (tempfile::TempDir, DraftStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        for text in texts {
+            let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+            store.submit(&Draft::with_metadata((*text).to_owned(), metadata)).unwrap();
+        }
+        (directory, store)
+    }
+
+    /// Claim at most `want`; the places in the order, whether it is a suspect, and what is next.
+    fn claim_up_to(
+        store: &DraftStore,
+        runner: &RunnerRegistration,
+        snapshot: &mut PendingSnapshot,
+        want: usize,
+        holds_nothing: bool,
+    ) -> (Vec<i64>, bool, Next) {
+        let exchanged = store.exchange(runner, &[], &[], snapshot, want, holds_nothing).unwrap();
+        let claims = exchanged.claims;
+        snapshot.advance(&claims);
+        let found = claims.found.iter().map(|(seq, _)| *seq).collect();
+        (found, claims.found_suspect, claims.next)
+    }
+
+    #[test]
+    fn a_suspect_is_claimed_alone_and_by_a_runner_that_holds_nothing() {
+        let (_directory, store) = store(&["a", "b", "c", "d"]);
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute("UPDATE drafts SET suspect = 1 WHERE seq = 2", []).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let mut claim =
+            |holds_nothing| claim_up_to(&store, &runner, &mut snapshot, 10, holds_nothing);
+        assert_eq!(claim(true), (vec![1], false, Next::Drafts), "not together with others");
+        for _ in 0..2 {
+            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not beside another");
+        }
+        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other beside it");
+        assert_eq!(claim(false), (vec![3, 4], false, Next::Drafts));
+        assert!(snapshot.is_used_up());
+    }
+
+    #[test]
+    fn long_texts_are_not_claimed_together() {
+        let three_mib = |letter: &str| letter.repeat(3 * 1024 * 1024);
+        let texts = [three_mib("a"), three_mib("b"), "x".repeat(6 * 1024 * 1024), "c".into()];
+        let (_directory, store) = store(&texts.each_ref().map(String::as_str));
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let claims: Vec<_> =
+            (0..4).map(|_| claim_up_to(&store, &runner, &mut snapshot, 10, true).0).collect();
+        assert_eq!(claims, [vec![1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn no_more_is_claimed_than_was_seen_and_asked_for() {
+        let (_directory, store) = store(&["a", "b", "c"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        // One is gone, and a later one is not of the snapshot.
+        snapshot.remaining = 2;
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [2]);
+        assert!(snapshot.is_used_up());
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [0; 0]);
+    }
+
+    #[test]
+    fn a_runner_that_ended_claims_nothing() {
+        let (_directory, store) = store(&["a"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        let count = "SELECT count(*) FROM drafts WHERE state = 'processing'";
+        for end in ["UPDATE runners SET ended_at = 1", "DELETE FROM runners"] {
+            sql.execute(end, []).unwrap();
+            let error = store.claim_next(&runner, &mut snapshot).unwrap_err();
+            assert!(matches!(error, LibrarianError::RunnerEnded { .. }), "{end}: {error:?}");
+            let claimed: i64 = sql.query_row(count, [], |row| row.get(0)).unwrap();
+            assert_eq!(claimed, 0, "{end}");
+        }
+    }
+
+    #[test]
+    fn each_claim_has_a_token_that_no_other_has() {
+        let (_directory, store) = store(&["a", "b"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
+        let id: DraftId =
+            sql.query_row("SELECT id FROM drafts WHERE seq = 2", [], |row| row.get(0)).unwrap();
+        let mut tokens = std::collections::HashSet::new();
+        for _ in 0..3 {
+            store.transition(id, DraftState::Pending, DraftState::Processing).unwrap();
+            let mut statement = sql
+                .prepare("SELECT claim_token FROM drafts WHERE claim_token IS NOT NULL")
+                .unwrap();
+            let found = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+            tokens.extend(found.map(Result::unwrap));
+            store.transition(id, DraftState::Processing, DraftState::Pending).unwrap();
+        }
+        assert_eq!(tokens.len(), 4, "one of the runner's claim, three of the others");
+    }
+
+    /// More drafts are due at once than one transaction releases, and most of their rows cannot be
+    /// changed.
+    #[test]
+    fn all_that_is_due_is_released_and_what_cannot_be_is_passed_over() {
+        let (_directory, store) = store(&[]);
+        let drafts: Vec<Draft> = (0..=MAX_RELEASED)
+            .map(|number| {
+                let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+                Draft::with_metadata(number.to_string(), metadata)
+            })
+            .collect();
+        store.submit_many(&drafts).unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute_batch(&format!(
+            "UPDATE drafts SET due_at = 1;
+             CREATE TRIGGER stays BEFORE UPDATE OF due_at ON drafts WHEN OLD.seq <= {MAX_RELEASED}
+             BEGIN SELECT RAISE(ABORT, 'it stays'); END;"
+        ))
+        .unwrap();
+        assert_eq!(store.release_due().unwrap(), 1, "the last one");
+        sql.execute_batch("DROP TRIGGER stays; UPDATE drafts SET due_at = 1").unwrap();
+        assert_eq!(store.release_due().unwrap(), MAX_RELEASED + 1);
+    }
 }

@@ -3,13 +3,60 @@
 //! The schema refuses most wrong values, but it can be switched off, and a file can be damaged.
 
 use rusqlite::Row;
-use rusqlite::types::{FromSql, ValueRef};
-use serde_json::value::RawValue;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 
 use crate::clock::from_unix_ms;
-use crate::draft::{Draft, DraftMetadata};
+use crate::draft::Draft;
 use crate::error::DraftDamage;
 use crate::id::DraftId;
+use crate::json::JsonText;
+use crate::metadata::{DraftMetadata, DraftSourceSurface};
+use crate::state::{DraftProcessingDecision, DraftState};
+
+/// A type that a column's value converts to. For the crate's public types this takes the place of
+/// rusqlite's `FromSql`, which would become a part of their public interface.
+pub(super) trait Column: Sized {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self>;
+}
+
+impl<T: FromSql> Column for T {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        T::column_result(value)
+    }
+}
+
+impl Column for DraftId {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
+    }
+}
+
+impl Column for DraftState {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
+    }
+}
+
+impl Column for DraftProcessingDecision {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+impl Column for DraftSourceSurface {
+    fn from_value(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+/// One column of a row.
+pub(super) fn get<T: Column>(row: &Row<'_>, column: &str) -> Result<T, rusqlite::Error> {
+    let index = row.as_ref().column_index(column)?;
+    let value = row.get_ref(index)?;
+    T::from_value(value).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(index, value.data_type(), Box::new(error))
+    })
+}
 
 /// A row, and the names of those of its columns that could not be read.
 pub(super) struct Columns<'a, 'r> {
@@ -27,17 +74,17 @@ impl<'a, 'r> Columns<'a, 'r> {
         self.unreadable
     }
 
-    /// A value, or `None` for NULL or what is no such value.
-    pub(super) fn optional<T: FromSql>(&mut self, column: &'static str) -> Option<T> {
-        self.row.get::<_, Option<T>>(column).unwrap_or_else(|_| {
-            self.unreadable.push(column);
-            None
-        })
+    /// A value; `None` for NULL, and if it cannot be read.
+    pub(super) fn optional<T: Column>(&mut self, column: &'static str) -> Option<T> {
+        match self.row.get_ref(column) {
+            Ok(ValueRef::Null) => None,
+            _ => self.value(column),
+        }
     }
 
     /// A value that is never NULL; if it cannot be read, `None`.
-    pub(super) fn value<T: FromSql>(&mut self, column: &'static str) -> Option<T> {
-        let value = self.row.get(column).ok();
+    pub(super) fn value<T: Column>(&mut self, column: &'static str) -> Option<T> {
+        let value = get(self.row, column).ok();
         if value.is_none() {
             self.unreadable.push(column);
         }
@@ -45,7 +92,7 @@ impl<'a, 'r> Columns<'a, 'r> {
     }
 
     /// A number, or 0 if it cannot be read.
-    pub(super) fn number<T: FromSql + Default>(&mut self, column: &'static str) -> T {
+    pub(super) fn number<T: Column + Default>(&mut self, column: &'static str) -> T {
         self.value(column).unwrap_or_default()
     }
 
@@ -83,13 +130,13 @@ impl<'a, 'r> Columns<'a, 'r> {
         Some(text)
     }
 
-    /// JSON, kept as it was written; `None` also for what is no JSON.
-    pub(super) fn json(&mut self, column: &'static str) -> Option<Box<RawValue>> {
-        let json = RawValue::from_string(self.optional(column)?);
-        if json.is_err() {
+    /// JSON, kept as it was written; `None` also if the text is not JSON.
+    pub(super) fn json(&mut self, column: &'static str) -> Option<JsonText> {
+        let json = JsonText::new(self.optional(column)?);
+        if json.is_none() {
             self.unreadable.push(column);
         }
-        json.ok()
+        json
     }
 
     /// Tags: a JSON array of strings.

@@ -74,7 +74,12 @@ impl DraftStore {
         })?;
         let id = claim.key.id;
         match stored {
-            Stored::Moved => Ok(()),
+            Stored::Moved => {
+                if !error.is_charged() {
+                    self.notify();
+                }
+                Ok(())
+            }
             Stored::Damaged => Err(cannot_change(id)),
             Stored::ClaimLost => Err(LibrarianError::LostClaim { id }),
         }
@@ -142,6 +147,7 @@ pub(super) fn finish(
                 return Ok(Stored::Moved);
             }
             if damaged.contains(&key.seq) {
+                record_damage(connection, key, now)?;
                 return Ok(Stored::Damaged);
             }
             refuse(connection, key, Ok(outcome), now)?;
@@ -185,10 +191,10 @@ fn finish_chunk(
         let values: [&dyn ToSql; 7] = [
             &key.seq,
             &key.token,
-            &outcome.decision(),
+            &outcome.decision().as_str(),
             &outcome.note(),
             &outcome.output(),
-            &None::<String>,
+            &outcome.usage(),
             &due_at,
         ];
         for (value, parameter) in values.into_iter().zip(parameters.by_ref()) {
@@ -228,7 +234,7 @@ fn refuse(
         .execute(named_params! {
             ":now": now,
             ":runner": key.runner,
-            ":decision": outcome.map(Outcome::decision),
+            ":decision": outcome.map(|outcome| outcome.decision().as_str()),
             ":note": outcome.and_then(Outcome::note),
             ":output": outcome.and_then(Outcome::output),
             ":class": error.map(LibrarianError::class),
@@ -273,6 +279,29 @@ pub(super) fn record_error(
         Ok(_) => Ok(Stored::Moved),
         Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Record that a draft's row cannot be changed as its result asks for. If not even that can be
+/// recorded, the claim is given up, so that no live runner seems to hold the draft.
+fn record_damage(
+    connection: &Connection,
+    key: &ClaimKey,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let error = cannot_change(key.id);
+    if record_error(connection, key, &error, now)? != Stored::Damaged {
+        return Ok(());
+    }
+    let given_up = connection
+        .prepare_cached(
+            "UPDATE drafts SET claim_token = NULL, owner = NULL \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! { ":seq": key.seq, ":token": key.token });
+    match given_up {
+        Err(error) if !is_row_fault(&error) => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::state::DraftState;
 
 /// What became of a submitted draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Submission {
     /// The draft's id.
     pub id: DraftId,
@@ -227,7 +228,10 @@ fn insert(
         // Given twice, it is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
-            None => state_of(connection, id)?,
+            None => match state_of(connection, id)? {
+                None => pruned_state_of(connection, id)?,
+                state => state,
+            },
         };
         if there.is_none() {
             new.push(*draft);
@@ -282,7 +286,7 @@ fn bind_draft(
         statement,
         parameters,
         &[
-            &draft.id(),
+            &draft.id().to_hex(),
             &unix_ms(metadata.submitted_at),
             &metadata.source_surface.as_str(),
             &metadata.source_agent,
@@ -331,9 +335,65 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
     Ok(())
 }
 
+/// The state in which a draft was that was pruned.
+fn pruned_state_of(
+    connection: &Connection,
+    id: DraftId,
+) -> Result<Option<DraftState>, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
+    Ok(statement.query_row([id.to_hex()], |row| super::columns::get(row, "state")).optional()?)
+}
+
 /// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.
 fn last_seq(connection: &Connection) -> Result<i64, TransactionError> {
     let mut statement =
         connection.prepare_cached("SELECT draft FROM history ORDER BY draft DESC LIMIT 1")?;
     Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::draft::{DraftMetadata, DraftSourceSurface};
+    use crate::watch::Waiter;
+
+    fn draft(text: &str) -> Draft {
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        Draft::with_metadata(text.to_owned(), metadata)
+    }
+
+    /// What a leader submits for others is told to waiting runners, and to the others.
+    #[test]
+    fn a_leader_tells_of_all_that_it_took_along() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        drop(Waiter::new(&store).unwrap());
+        let wakeup = directory.path().join("drafts.db-runners/wakeup");
+        // It was stored already, so that only the follower's is new.
+        let own = draft("the leader's");
+        store.submit(&own).unwrap();
+        std::fs::File::options().write(true).open(&wakeup).unwrap().set_len(0).unwrap();
+        let group = &store.inner.group;
+        let Role::Leader { arrived } = group.join(&own, Duration::from_secs(5)) else {
+            panic!("nobody else is there")
+        };
+        std::thread::scope(|scope| {
+            let follower = scope.spawn(|| store.submit(&draft("a follower's")).unwrap());
+            let come = loop {
+                let come = group.take_waiting(1);
+                if !come.is_empty() {
+                    break come;
+                }
+                std::thread::yield_now();
+            };
+            let led = store.submit_together(&own, come, Lead::new(group), arrived).unwrap();
+            assert_eq!((led.id, led.created), (own.id(), false));
+            let followed = follower.join().unwrap();
+            assert_eq!((followed.id, followed.created), (draft("a follower's").id(), true));
+        });
+        assert!(std::fs::metadata(&wakeup).unwrap().len() > 0, "waiting runners are told");
+    }
 }

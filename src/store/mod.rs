@@ -16,7 +16,7 @@
 //! | `upkeep.rs` | requeues it for an operator |
 //!
 //! The SQL interface, for people who open the file themselves, is documented in
-//! `migrations/0001_drafts.sql`.
+//! `migrations/0002_drafts.sql`.
 
 pub(crate) mod batch;
 pub mod batches;
@@ -41,18 +41,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{Row, Transaction, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{Row, Transaction};
 use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::database::{
     Access, DEFAULT_BUSY_TIMEOUT, Database, RunnersDirectory, TransactionError, inspect,
 };
-use crate::draft::{DEFAULT_MAX_TEXT_BYTES, DraftSourceSurface};
+use crate::draft::DEFAULT_MAX_TEXT_BYTES;
 use crate::error::LibrarianError;
 use crate::id::DraftId;
-use crate::state::{DraftProcessingDecision, DraftState};
+use crate::state::DraftState;
 
 /// A durable store of drafts in one SQLite file. Clones share its connections; threads and
 /// processes may use the same file at once.
@@ -81,6 +81,7 @@ struct Inner {
 
 /// How to open a store: [`DraftStore::options`].
 #[derive(Debug, Clone)]
+#[must_use = "options do nothing until a store is opened with them"]
 pub struct StoreOptions {
     clock: Clock,
     max_text_bytes: usize,
@@ -92,13 +93,11 @@ pub struct StoreOptions {
 
 impl StoreOptions {
     /// The clock for every stamp; the system's if not given.
-    #[must_use]
     pub fn clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
     }
 
     /// The longest text that is taken in, in bytes of UTF-8; 8 MiB if not given.
-    #[must_use]
     pub fn max_text_bytes(self, max_text_bytes: usize) -> Self {
         Self { max_text_bytes, ..self }
     }
@@ -107,26 +106,22 @@ impl StoreOptions {
     /// counts from the last sign that another has written, so that a call is not given up behind a
     /// crowd that is served one after the other; but no call waits for longer than twelve times
     /// this. With zero, a call fails at once if another has the lock.
-    #[must_use]
     pub fn busy_timeout(self, busy_timeout: Duration) -> Self {
         Self { busy_timeout, ..self }
     }
 
     /// How many threads of this process can use the store at the same moment; 4 if not given, and
     /// never less than 2. Connections are opened as they are needed.
-    #[must_use]
     pub fn connections(self, connections: u32) -> Self {
         Self { connections, ..self }
     }
 
     /// Whether file and directories are made if they are not there; they are if not given.
-    #[must_use]
     pub fn create(self, create: bool) -> Self {
         Self { create, ..self }
     }
 
     /// Whether the store is only to be read; see [`DraftStore::open_read_only`].
-    #[must_use]
     pub fn read_only(self, read_only: bool) -> Self {
         Self { read_only, ..self }
     }
@@ -173,7 +168,6 @@ impl DraftStore {
     }
 
     /// Options to open a store with.
-    #[must_use]
     pub fn options() -> StoreOptions {
         StoreOptions {
             clock: Clock::system(),
@@ -304,6 +298,7 @@ impl DraftStore {
 
 /// One legal move that was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct DraftTransition {
     /// The draft that moved.
     pub id: DraftId,
@@ -338,48 +333,6 @@ fn tags_json(tags: &[String]) -> Result<String, LibrarianError> {
     Ok(if tags.is_empty() { "[]".to_owned() } else { serde_json::to_string(tags)? })
 }
 
-impl ToSql for DraftId {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(self.to_hex().into())
-    }
-}
-
-impl FromSql for DraftId {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
-    }
-}
-
-impl ToSql for DraftState {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(self.dir_name().into())
-    }
-}
-
-impl FromSql for DraftState {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
-    }
-}
-
-impl ToSql for DraftProcessingDecision {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(self.as_str().into())
-    }
-}
-
-impl FromSql for DraftProcessingDecision {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
-    }
-}
-
-impl FromSql for DraftSourceSurface {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        Self::parse(value.as_str()?).ok_or(FromSqlError::InvalidType)
-    }
-}
-
 /// The state of the draft with this id, if there is one.
 fn state_of(
     connection: &rusqlite::Connection,
@@ -388,7 +341,7 @@ fn state_of(
     use rusqlite::OptionalExtension as _;
     let state = connection
         .prepare_cached("SELECT state FROM drafts WHERE id = ?1")?
-        .query_row(params![id], |row| row.get(0))
+        .query_row([id.to_hex()], |row| columns::get(row, "state"))
         .optional()?;
     Ok(state)
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::draft::DraftSourceSurface;
 use crate::id::DraftId;
+use crate::metadata::DraftSourceSurface;
 use crate::state::{DraftProcessingDecision, DraftState};
 
 type TextPredicate = Arc<dyn Fn(&str) -> bool + Send + Sync>;

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, named_params};
 use serde::Serialize;
 
 use super::batch::is_row_fault;
+use super::columns::get;
 use super::liveness::{Liveness, RunnerLocks};
 use super::registration::{end_idle, set_ended};
 use super::{DraftStore, DraftTransition, lossy_text};
@@ -318,8 +319,8 @@ fn give_back(
                     ":seq": seq,
                 },
                 |row| {
-                    let to = row.get("state")?;
-                    let id = row.get("id").unwrap_or(DraftId::NONE);
+                    let to = get(row, "state")?;
+                    let id = get(row, "id").unwrap_or(DraftId::NONE);
                     Ok(DraftTransition { id, from: DraftState::Processing, to })
                 },
             )

@@ -26,6 +26,7 @@ const MAX_EVENTS_READ: i64 = 10_000;
 
 /// What others see of a runner, and its error budget.
 #[derive(Debug, Clone)]
+#[must_use = "a description registers nothing by itself"]
 pub struct RunnerInfo {
     processor: String,
     processor_version: Option<String>,
@@ -35,7 +36,6 @@ pub struct RunnerInfo {
 
 impl RunnerInfo {
     /// A runner whose processor has this name.
-    #[must_use]
     pub fn new(processor: &str) -> Self {
         Self {
             processor: processor.to_owned(),
@@ -46,21 +46,18 @@ impl RunnerInfo {
     }
 
     /// The version of the processor.
-    #[must_use]
     pub fn processor_version(self, version: impl Into<Option<String>>) -> Self {
         Self { processor_version: version.into(), ..self }
     }
 
     /// How many errors and crashes a draft may have under this runner before recovery moves it to
     /// `failed`; 5 if not given, 0 for no limit.
-    #[must_use]
     pub fn max_errors(self, max_errors: u32) -> Self {
         Self { max_errors, ..self }
     }
 
     /// Whether a draft that is deferred again and again without a delay waits longer each time
     /// (30 s, doubling, to an hour at most); it does not if not given.
-    #[must_use]
     pub fn backs_off(self, backs_off: bool) -> Self {
         Self { backs_off, ..self }
     }
@@ -90,6 +87,15 @@ impl RunnerRegistration {
     #[must_use]
     pub fn id(&self) -> i64 {
         self.id
+    }
+
+    /// Whether others find this runner's lock where its row says. If not, it should register again
+    /// before it claims anything: what it claims would look abandoned.
+    pub(crate) fn is_in_place(&self) -> bool {
+        match self.store.runners_directory() {
+            Ok(Some(directory)) => self.lock.is_in_place(&directory),
+            Ok(None) | Err(_) => false,
+        }
     }
 
     pub(super) fn backs_off(&self) -> bool {
@@ -279,4 +285,32 @@ fn program_name() -> String {
         .ok()
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+
+    /// Between the look at its lock and the write, a runner may have claimed something.
+    #[test]
+    fn a_runner_that_has_claimed_something_is_not_ended_as_idle() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        store.submit(&Draft::with_metadata("text".to_owned(), metadata)).unwrap();
+        let (idle, busy) =
+            (store.register_runner("idle").unwrap(), store.register_runner("busy").unwrap());
+        let mut snapshot = store.pending_snapshot().unwrap();
+        assert!(store.claim_next(&busy, &mut snapshot).unwrap().is_some());
+        let ended = store.write("end runners", |transaction| {
+            end_idle(transaction, &[idle.id(), busy.id()], 5)?;
+            let mut statement = transaction.prepare("SELECT id FROM runners WHERE ended_at = 5")?;
+            let ended = statement.query_map([], |row| row.get(0))?;
+            Ok(ended.collect::<Result<Vec<i64>, _>>()?)
+        });
+        assert_eq!(ended.unwrap(), [idle.id()]);
+    }
 }

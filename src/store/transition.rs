@@ -38,7 +38,7 @@ impl DraftStore {
                          WHERE id = :id AND state = 'pending'",
                     )?
                     .execute(named_params! {
-                        ":id": id,
+                        ":id": id.to_hex(),
                         ":now": now,
                         ":booted_at": self.clock().booted_at_ms(),
                     })?
@@ -52,9 +52,9 @@ impl DraftStore {
                          WHERE id = :id AND state = 'processing'",
                     )?
                     .execute(named_params! {
-                        ":id": id,
-                        ":to": to,
-                        ":decision": Some(to).filter(|to| to.is_terminal()),
+                        ":id": id.to_hex(),
+                        ":to": to.as_str(),
+                        ":decision": to.is_terminal().then_some(to.as_str()),
                         ":now": now,
                     })?
             };

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
+use super::columns::get;
 use super::pages::{DraftPage, each_seq};
 use super::query::DraftQuery;
 use super::{DraftStore, state_of};
@@ -18,6 +19,7 @@ const MAX_BATCH: usize = 500;
 
 /// What a requeue did with one draft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Requeued {
     /// The draft.
     pub id: DraftId,
@@ -71,7 +73,7 @@ impl DraftStore {
         let page = self.page(
             &query.at_most(MAX_BATCH),
             "seq, id",
-            |row| Ok((row.get::<_, i64>("seq")?, row.get::<_, DraftId>("id")?)),
+            |row| Ok((row.get::<_, i64>("seq")?, get(row, "id")?)),
             |_| 0,
         )?;
         let ids: HashMap<i64, DraftId> = page.rows.iter().copied().collect();
@@ -117,6 +119,6 @@ fn requeue(connection: &Connection, id: DraftId, now: i64) -> Result<Requeued, T
                  updated_at = :now, revision = (revision + 1) & 4294967295 \
              WHERE id = :id AND state NOT IN ('pending', 'processing')",
         )?
-        .execute(named_params! { ":id": id, ":now": now })?;
+        .execute(named_params! { ":id": id.to_hex(), ":now": now })?;
     Ok(Requeued { id, from })
 }

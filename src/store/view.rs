@@ -5,15 +5,16 @@
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
-use super::columns::{Columns, draft_of, verified_draft_of};
+use super::columns::{Columns, draft_of, get, verified_draft_of};
 use super::counts;
 use super::{DraftStore, draft_columns};
 use crate::database::TransactionError;
-use crate::draft::{Draft, DraftSourceSurface};
+use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
 use crate::id::DraftId;
+use crate::json::JsonText;
+use crate::metadata::DraftSourceSurface;
 use crate::state::{DraftProcessingDecision, DraftState};
 
 /// Of each text in a [`DraftSummary`], at most this many bytes are read.
@@ -69,7 +70,7 @@ pub struct DraftRecord {
     /// The processor's note with it.
     pub note: Option<String>,
     /// The processor's output with it.
-    pub output: Option<Box<RawValue>>,
+    pub output: Option<JsonText>,
     /// A short word for the last error.
     pub last_error_class: Option<String>,
     /// What the last error said.
@@ -137,7 +138,7 @@ pub struct HistoryEvent {
     /// The processor's note.
     pub note: Option<String>,
     /// The processor's output.
-    pub output: Option<Box<RawValue>>,
+    pub output: Option<JsonText>,
     /// A short word for the error.
     pub error_class: Option<String>,
     /// What the error said.
@@ -194,7 +195,7 @@ impl DraftStore {
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.id = ?1 AND drafts.state = ?2"
             ))?;
-            let mut rows = statement.query(params![id, state])?;
+            let mut rows = statement.query(params![id.to_hex(), state.as_str()])?;
             match rows.next()? {
                 None => Err(LibrarianError::DraftNotFound { state, id }.into()),
                 Some(row) => {
@@ -222,7 +223,7 @@ impl DraftStore {
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) \
                  WHERE drafts.state = ?1 ORDER BY drafts.seq"
             ))?;
-            let mut rows = statement.query([state])?;
+            let mut rows = statement.query([state.as_str()])?;
             let mut drafts = Vec::new();
             while let Some(row) = rows.next()? {
                 match draft_of(row) {
@@ -230,7 +231,7 @@ impl DraftStore {
                     Err(damage) => tracing::warn!(
                         target: "mimir.librarian.damaged_draft",
                         seq = row.get::<_, i64>("seq").unwrap_or_default(),
-                        draft_id = row.get::<_, DraftId>("id").ok().map(tracing::field::display),
+                        draft_id = get::<DraftId>(row, "id").ok().map(tracing::field::display),
                         %damage,
                         "draft was left out"
                     ),
@@ -261,7 +262,7 @@ impl DraftStore {
                 && let Some(row) = rows.next()?
             {
                 // What is no id cannot be asked for.
-                ids.extend(row.get::<_, DraftId>(0).ok());
+                ids.extend(get::<DraftId>(row, "id").ok());
             }
             Ok(ids)
         })
@@ -285,7 +286,7 @@ impl DraftStore {
                 draft_columns!(),
                 ", raw_text FROM drafts LEFT JOIN draft_texts USING (seq) WHERE drafts.id = ?1"
             ))?;
-            let mut rows = statement.query([id])?;
+            let mut rows = statement.query([id.to_hex()])?;
             let draft = match rows.next()? {
                 None => return Err(LibrarianError::UnknownDraft { id }.into()),
                 Some(row) => verified_draft_of(row),
@@ -366,7 +367,7 @@ fn record(
 ) -> Result<(DraftRecord, Vec<HistoryEvent>), TransactionError> {
     let record = connection
         .prepare_cached(&format!("SELECT {RECORD_COLUMNS} FROM drafts WHERE id = ?1"))?
-        .query_row([id], |row| Ok(record_of(row)))
+        .query_row([id.to_hex()], |row| Ok(record_of(row)))
         .optional()?
         .ok_or(LibrarianError::UnknownDraft { id })?;
     // Its id was found, so it is the state.
@@ -397,7 +398,7 @@ pub(super) const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source
 
 /// The record of a row; an error only if its id or state cannot be read.
 pub(super) fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
-    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftRecord {
         seq,
@@ -446,7 +447,7 @@ pub(super) fn record_bytes(record: &DraftRecord) -> usize {
 
 /// The summary of a row; an error only if its id or state cannot be read.
 pub(super) fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error> {
-    let (seq, id, state) = (row.get("seq")?, row.get("id")?, row.get("state")?);
+    let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftSummary {
         seq,

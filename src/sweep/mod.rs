@@ -7,11 +7,12 @@
 //! ```no_run
 //! use std::time::SystemTime;
 //!
-//! use draftq::draft::{DraftMetadata, DraftSourceSurface};
-//! use draftq::sweep::{self, SweepOptions, Swept};
+//! use draftq::{
+//!     DraftMetadata, DraftSourceSurface, SweepOptions, Swept, find_sweep_files,
+//! };
 //!
-//! # fn main() -> Result<(), draftq::error::LibrarianError> {
-//! let found = sweep::find(&["notes"])?;
+//! # fn main() -> Result<(), draftq::LibrarianError> {
+//! let found = find_sweep_files(&["notes"])?;
 //! let metadata = DraftMetadata::new(DraftSourceSurface::Directory, SystemTime::now());
 //! for swept in found.drafts(&SweepOptions::new(metadata)) {
 //!     match swept {
@@ -56,16 +57,16 @@ use rustix::io::Errno;
 use serde::{Serialize, Serializer};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::draft::{
-    DEFAULT_MAX_TEXT_BYTES, Draft, DraftMetadata, DraftSourceSurface, MAX_METADATA_BYTES,
-};
+use crate::draft::{DEFAULT_MAX_TEXT_BYTES, Draft};
 use crate::error::LibrarianError;
+use crate::metadata::{DraftMetadata, DraftSourceSurface, MAX_METADATA_BYTES};
 
 /// What the ends of file names below a named directory may be, in whatever case.
 pub const EXTENSIONS: [&str; 3] = ["md", "markdown", "txt"];
 
 /// How the files of a sweep become drafts.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SweepOptions {
     /// The metadata of every draft; the provenance URI is set for each file.
     pub metadata: DraftMetadata,
@@ -194,6 +195,7 @@ impl SkipReason {
 
 /// A file or directory that was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SkippedFile {
     /// Its absolute path. As JSON, what is not UTF-8 in it becomes U+FFFD.
     #[serde(serialize_with = "lossy")]

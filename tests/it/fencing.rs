@@ -106,7 +106,7 @@ fn lose_claims(rounds: u64) {
         let events_before = store.inspect(draft.id()).unwrap().1.len();
         let decision = DraftProcessingDecision::ALL[random.usize(..5)];
         let error = if random.u32(..4) == 0 {
-            let error = ProcessorError::new("exit", "exit status 3").with_detail("late".into());
+            let error = ProcessorError::new("exit", "exit status 3").with_detail("late");
             store.record_error(lost, &error.into()).unwrap_err()
         } else {
             let outcome = Outcome::new(decision).with_note("late").with_output(&[round]).unwrap();

@@ -60,6 +60,15 @@ fn the_time_of_a_list_is_linear_in_what_it_shows() {
 }
 
 #[test]
+fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
+    let sandbox = Sandbox::new();
+    drafts_with(&sandbox, 1, "'one' || char(10) || 'two' || char(9) || 'three'", "NULL");
+    let ran = sandbox.draftq(["list"]);
+    assert!(ran.expect(0).out().contains(r"one\ntwo\tthree"), "{}", ran.out());
+    assert_eq!(ran.out().lines().count(), 2, "{}", ran.out());
+}
+
+#[test]
 fn a_list_holds_no_more_than_it_shows() {
     let sandbox = Sandbox::new();
     let drafts = setting("DRAFTQ_TEST_LIST_ROWS", 400);

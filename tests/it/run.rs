@@ -215,6 +215,26 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
 }
 
 #[test]
+fn the_summary_has_an_item_for_each_error_in_its_place() {
+    let sandbox = Sandbox::new();
+    let ids = ["good", "bad", "ugly", "good too"].map(|text| sandbox.submit(text));
+    let script = "case $(cat) in *ugly*) kill -9 $$;; *bad*) exit 3;; esac";
+    let document = sandbox.draftq(by_exit_code(&[], script)).expect(70).json();
+    assert_eq!(
+        document["summary"]["items"],
+        json!([
+            {"id": ids[0], "decision": "accepted", "final_state": "accepted"},
+            {"id": ids[1], "error": "exit", "final_state": "processing"},
+            {"id": ids[2], "error": "signal", "final_state": "processing"},
+            {"id": ids[3], "decision": "accepted", "final_state": "accepted"},
+        ])
+    );
+    assert_eq!(document["summary"]["errors"], 2);
+    assert_eq!(document["summary"]["items_left_out"], 0);
+    assert!(document["summary"].get("error_items").is_none(), "{document}");
+}
+
+#[test]
 fn errors_have_a_budget() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("poison");

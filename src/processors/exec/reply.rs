@@ -105,7 +105,8 @@ fn without_mark(line: &[u8]) -> &[u8] {
 }
 
 /// Whether a line that is not the last one is an answer, or was meant as one: it has a key that
-/// only an answer has. A broken object that names such a key counts as well.
+/// only an answer has, an error object, or a decision under a key that begins like `decision` and
+/// is misspelt. A broken object that names a key of an answer counts as well.
 fn looks_like_an_answer(line: &[u8]) -> bool {
     let line = without_mark(line);
     if !line.starts_with(b"{") {
@@ -116,11 +117,18 @@ fn looks_like_an_answer(line: &[u8]) -> bool {
         ["decision", "unavailable"].iter().any(|telling| key.eq_ignore_ascii_case(telling))
     };
     match serde_json::from_str::<Entries<'_>>(&line) {
-        Ok(Entries(entries)) if entries.len() <= MAX_KEYS => {
-            entries.iter().any(|(key, _)| is_telling(key))
-        }
+        Ok(Entries(entries)) if entries.len() <= MAX_KEYS => entries.iter().any(|(key, value)| {
+            is_telling(key)
+                || (key == "error" && value.get().starts_with('{'))
+                || (key.starts_with(['d', 'D']) && is_a_decision(value))
+        }),
         _ => line.split('"').any(is_telling),
     }
+}
+
+fn is_a_decision(value: &RawValue) -> bool {
+    serde_json::from_str::<String>(value.get())
+        .is_ok_and(|word| DraftProcessingDecision::parse(&word).is_some())
 }
 
 /// The keys of an object and their values, in order and with duplicates; of more than
@@ -353,7 +361,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
     fn id() -> DraftId {
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH);
@@ -412,6 +421,9 @@ mod tests {
             r#"{"decision":"quarantined",}"#,
             r#"{"decision":"quarantined""#,
             r#"{"unavailable":"why"}"#,
+            r#"{"decison":"quarantined"}"#,
+            r#"{"Decission":"failed","note":"x"}"#,
+            r#"{"error":{"class":"model","message":"x"}}"#,
             "\u{feff}{\"decision\":\"quarantined\"}",
         ] {
             let message = refused(format!("{earlier}\nsome\n{{\"decision\":\"accepted\"}}\n"));

@@ -7,7 +7,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
-use crate::draft::{DraftMetadata, DraftSourceSurface};
+use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
 /// Far longer than anything here takes, for a machine that is busy with other things.
 const SOON: Duration = Duration::from_secs(20);
