@@ -1,5 +1,7 @@
 //! A populated file is brought to a made-up next version, and killed on the way at each write.
 
+#![allow(clippy::print_stdout, reason = "a test says its figures and what it skipped")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

@@ -150,15 +150,7 @@ impl<'r> Dispatcher<'r> {
         Worker(self)
     }
 
-    /// One of several workers could not be started: the others go on.
-    pub(super) fn goes_on_without(&self, error: &io::Error) {
-        tracing::warn!(
-            target: "mimir.librarian.machine_fault",
-            "a worker could not be started; the run goes on with fewer: {error}"
-        );
-    }
-
-    /// No thread of the run could be started: the run ends.
+    /// A thread of the run could not be started: the run ends.
     pub(super) fn cannot_start(&self, source: io::Error) {
         let path = self.runner.store.path().to_owned();
         self.stopped_by(LibrarianError::Io { doing: "start a worker for", path, source });

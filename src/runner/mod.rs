@@ -153,15 +153,11 @@ impl Runner {
             [] => {}
             [processor] => dispatcher.worker().work(processor),
             processors => thread::scope(|scope| {
-                let mut started = false;
                 for processor in processors {
                     let worker = dispatcher.worker();
                     let work = move || dispatcher.within_span(|| worker.work(processor));
-                    match thread::Builder::new().spawn_scoped(scope, work) {
-                        Ok(_) => started = true,
-                        // Those that run do the work of those that cannot be started.
-                        Err(error) if started => dispatcher.goes_on_without(&error),
-                        Err(error) => dispatcher.cannot_start(error),
+                    if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
+                        dispatcher.cannot_start(error);
                     }
                 }
             }),

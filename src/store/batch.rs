@@ -97,7 +97,8 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
     use crate::state::DraftProcessingDecision;
     use crate::store::claim::Claimed;
 

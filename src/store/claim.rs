@@ -405,7 +405,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::draft::{DraftMetadata, DraftSourceSurface};
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
     use crate::state::DraftState;
 
     /// A store with drafts of these texts.
@@ -500,8 +500,11 @@ mod tests {
         let mut snapshot = store.pending_snapshot().unwrap();
         let sql = Connection::open(store.path()).unwrap();
         assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
-        let id: DraftId =
-            sql.query_row("SELECT id FROM drafts WHERE seq = 2", [], |row| row.get(0)).unwrap();
+        let id: DraftId = sql
+            .query_row("SELECT id FROM drafts WHERE seq = 2", [], |row| {
+                crate::store::columns::get(row, "id")
+            })
+            .unwrap();
         let mut tokens = std::collections::HashSet::new();
         for _ in 0..3 {
             store.transition(id, DraftState::Pending, DraftState::Processing).unwrap();

@@ -357,8 +357,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::draft::{DraftMetadata, DraftSourceSurface};
-    use crate::watch::Waiter;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+    use crate::runner::Waiter;
 
     fn draft(text: &str) -> Draft {
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());

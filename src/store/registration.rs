@@ -292,7 +292,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::draft::{Draft, DraftMetadata, DraftSourceSurface};
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
     /// Between the look at its lock and the write, a runner may have claimed something.
     #[test]

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::clock::{Clock, from_unix_ms};
-use draftq::processors::command::MAX_NOTE_BYTES;
-use draftq::runner::Cancellation;
-use draftq::store::claim::{Claim, Claimed};
-use draftq::store::registration::{RunnerInfo, RunnerRegistration};
-use draftq::watch::Waiter;
+use draftq::Cancellation;
+use draftq::MAX_NOTE_BYTES;
+use draftq::Waiter;
+use draftq::{Claim, Claimed};
+use draftq::{Clock, from_unix_ms};
 use draftq::{
     Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError,
     Outcome, ProcessorError, Runner,
 };
+use draftq::{RunnerInfo, RunnerRegistration};
 use rusqlite::Connection;
 
 use crate::harness::{draft, store};
@@ -597,7 +597,10 @@ fn a_damaged_draft_is_charged_and_let_go_by_its_runner() {
     let runner = store.register_runner("test").unwrap();
     let mut snapshot = store.pending_snapshot().unwrap();
     let claimed = store.claim_next(&runner, &mut snapshot).unwrap();
-    assert!(matches!(claimed, Some(Claimed::Unreadable(id)) if id == damaged.id()), "{claimed:?}");
+    assert!(
+        matches!(claimed, Some(Claimed::Unreadable { id, .. }) if id == damaged.id()),
+        "{claimed:?}"
+    );
     let row = "SELECT json_array(state, owner, claim_token IS NULL, errors, last_error_class) \
                FROM drafts";
     let row: String = sql.query_row(row, [], |row| row.get(0)).unwrap();

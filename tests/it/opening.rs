@@ -249,7 +249,7 @@ fn a_database_of_another_program_is_left_as_it_is() {
 
 #[test]
 fn another_version_is_left_as_it_is() {
-    for version in [-1, 0, 2, 99, i32::MAX, i32::MIN] {
+    for version in [-1, 0, 1, 3, 99, i32::MAX, i32::MIN] {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
         store.submit(&draft("x")).unwrap();
@@ -477,7 +477,7 @@ fn assert_one_schema(path: &Path, drafts: i64) {
             |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
         )
         .unwrap();
-    assert_eq!(found, (expected, drafts, 1, 0x6472_6671, "wal".to_owned()));
+    assert_eq!(found, (expected, drafts, 2, 0x6472_6671, "wal".to_owned()));
     drop(connection);
     assert_whole(path);
 }

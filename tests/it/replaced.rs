@@ -268,7 +268,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
     let mut watch = Watch::start(&path);
     watch.accepts(&kept.id().to_hex());
     let other = Connection::open(&path).unwrap();
-    other.pragma_update(None, "user_version", 2).unwrap();
+    other.pragma_update(None, "user_version", 3).unwrap();
     let count = || -> (i64, i64) {
         let sql = "SELECT (SELECT count(*) FROM drafts), (SELECT count(*) FROM history)";
         other.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
@@ -277,7 +277,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
     let refused = |result: Result<(), LibrarianError>| {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ForeignDatabase, "{error:?}");
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
     };
     refused(store.submit(&draft("one")).map(drop));
     refused(store.submit_many(&[draft("two"), draft("three")]).map(drop));
@@ -289,7 +289,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
         .execute("UPDATE drafts SET state = 'pending', decision = NULL", [])
         .expect("a move by hand");
     let moved = count();
-    watch.tells("version 2");
+    watch.tells("version 3");
     assert_eq!(count(), moved);
 }
 

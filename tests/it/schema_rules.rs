@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use draftq::store::claim::Claimed;
+use draftq::Claimed;
 use draftq::{DraftProcessingDecision, DraftState, Outcome};
 use rusqlite::Connection;
 
@@ -66,6 +66,7 @@ const DRAFTS: &[(&str, &[&str])] = &[
             "context_tags = '[\"a\"]' || char(0)",
         ],
     ),
+    ("imported_by is a name", &["imported_by = ''"]),
     (
         "supersedes is an id",
         &[
