@@ -70,7 +70,7 @@ impl Watch {
                 WatchEvent::Reopened { path } => {
                     message(&format!("draftq: opened the new database {}", path.display()));
                 }
-                // The library may report more one day.
+                // A newer library may tell more.
                 _ => {}
             }
             Ok::<(), Failure>(())

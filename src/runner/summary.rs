@@ -213,15 +213,18 @@ pub struct RunReport {
     pub summary: DraftRunSummary,
     /// The error that ended the run early: the database's, or the processor's if the runner stops
     /// at an error.
-    #[serde(serialize_with = "message")]
     pub stopped_by: Option<LibrarianError>,
 }
 
-fn message<S: Serializer>(
-    error: &Option<LibrarianError>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    error.as_ref().map(ToString::to_string).serialize(serializer)
+/// As JSON, the error that ended the run early is its message.
+impl Serialize for RunReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("RunReport", 2)?;
+        fields.serialize_field("summary", &self.summary)?;
+        let message = self.stopped_by.as_ref().map(ToString::to_string);
+        fields.serialize_field("stopped_by", &message)?;
+        fields.end()
+    }
 }
 
 impl RunReport {

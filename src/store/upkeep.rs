@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
+use super::columns::get;
 use super::pages::{DraftPage, each_seq};
 use super::query::DraftQuery;
 use super::{DraftStore, state_of};
@@ -72,7 +73,7 @@ impl DraftStore {
         let page = self.page(
             &query.at_most(MAX_BATCH),
             "seq, id",
-            |row| Ok((row.get::<_, i64>("seq")?, super::columns::get::<DraftId>(row, "id")?)),
+            |row| Ok((row.get::<_, i64>("seq")?, get(row, "id")?)),
             |_| 0,
         )?;
         let ids: HashMap<i64, DraftId> = page.rows.iter().copied().collect();
