@@ -21,14 +21,19 @@ pub fn is_unsafe(c: char) -> bool {
         | '\u{2066}'..='\u{2069}' => true,
         // Line and paragraph separator: many readers of lines split there.
         '\u{2028}' | '\u{2029}' => true,
-        // Soft hyphen, Mongolian vowel separator, zero-width space, word joiner and invisible
-        // operators, Hangul filler, byte order mark.
+        // Soft hyphen, Hangul fillers, Mongolian vowel separator, zero-width space, word joiner and
+        // invisible operators, deprecated format controls, byte order mark, annotation marks.
         '\u{00ad}'
+        | '\u{115f}'
+        | '\u{1160}'
         | '\u{180e}'
         | '\u{200b}'
         | '\u{2060}'..='\u{2064}'
+        | '\u{206a}'..='\u{206f}'
         | '\u{3164}'
-        | '\u{feff}' => true,
+        | '\u{feff}'
+        | '\u{ffa0}'
+        | '\u{fff9}'..='\u{fffb}' => true,
         // Tag characters: invisible ASCII.
         '\u{e0000}'..='\u{e007f}' => true,
         c => c.is_control(),
@@ -119,14 +124,17 @@ mod tests {
             (0x7f, 0x9f),
             (0xad, 0xad),
             (0x61c, 0x61c),
+            (0x115f, 0x1160),
             (0x180e, 0x180e),
             (0x200b, 0x200b),
             (0x200e, 0x200f),
             (0x2028, 0x202e),
             (0x2060, 0x2064),
-            (0x2066, 0x2069),
+            (0x2066, 0x206f),
             (0x3164, 0x3164),
             (0xfeff, 0xfeff),
+            (0xffa0, 0xffa0),
+            (0xfff9, 0xfffb),
             (0xe0000, 0xe007f),
         ];
         for c in '\0'..=char::MAX {

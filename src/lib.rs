@@ -94,20 +94,22 @@ pub use runner::{
 };
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use store::claimed::{Claim, Claimed};
+pub use store::pages::DraftPage;
+pub use store::query::DraftQuery;
 pub use store::recover::Recovery;
 pub use store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 pub use store::requeue::Requeued;
 pub use store::snapshot::PendingSnapshot;
 pub use store::submission::Submission;
 pub use store::submit_batches::BatchedSubmit;
-pub use store::view::{DraftPage, DraftQuery, DraftRecord, DraftSummary, HistoryEvent, StoreStats};
+pub use store::view::{DraftRecord, DraftSummary, HistoryEvent, StoreStats};
 pub use store::{DraftStore, DraftTransition, StoreOptions};
 pub use sweep::{
     EXTENSIONS as SWEEP_EXTENSIONS, SkipReason, SkippedFile, SweepDrafts, SweepFiles, SweepOptions,
     Swept, default_agent as default_sweep_agent, find as find_sweep_files, is_sweep_surface,
 };
 
-/// What the README shows of the library compiles and runs.
+/// What the documentation shows of the library compiles and runs.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/processors.md")]
+struct Processors;

@@ -1,6 +1,6 @@
 //! The lifecycle: six states, five decisions, and the moves that a runner may make.
 //!
-//! The database enforces the same moves by triggers (`migrations/0001_drafts.sql`); a test compares
+//! The database enforces the same moves by triggers (`migrations/0002_drafts.sql`); a test compares
 //! all 36 pairs.
 
 use std::fmt;

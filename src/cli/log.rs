@@ -1,44 +1,44 @@
 //! The log, on standard error.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
 
-use super::failure::say;
-use super::render::in_colour;
+use super::messages::message;
+use super::terminal::{stderr_is_terminal, uses_colour};
 
-/// Start logging: what `RUST_LOG` says; else `info`, but `warn` on a terminal, where a progress
-/// bar tells the same, and `error` if it is to be quiet. The run's span is left out of the lines
-/// unless `RUST_LOG` asks for it: what it says, the summary says too.
+/// Start logging, at the level of `RUST_LOG`; otherwise `error` if `quiet`, `warn` on a terminal,
+/// where a progress bar shows the same, else `info`. The run's span is left out unless `RUST_LOG`
+/// asks for it, because the summary contains the same figures.
 pub fn start(quiet: bool) {
-    let level = match (quiet, io::stderr().is_terminal()) {
+    let level = match (quiet, stderr_is_terminal()) {
         (true, _) => "error",
         (false, true) => "warn",
         (false, false) => "info",
     };
-    let usual = || EnvFilter::new(format!("{level},mimir.librarian.run=off"));
+    let default = || EnvFilter::new(format!("{level},mimir.librarian.run=off"));
     let filter = match std::env::var_os(EnvFilter::DEFAULT_ENV) {
         Some(asked) if !asked.is_empty() => EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-            say("draftq: RUST_LOG is not a filter such as debug or draftq=trace; logging as usual");
-            usual()
+            message("draftq: RUST_LOG is not a filter such as debug or draftq=trace; using the default");
+            default()
         }),
-        _ => usual(),
+        _ => default(),
     };
-    // A second subscriber in one process is no reason to fail.
+    // It fails only if there is a subscriber already, which is no error here.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(fields())
-        .with_ansi(in_colour(&io::stderr()))
+        .with_ansi(uses_colour(&io::stderr()))
         .with_writer(io::stderr)
-        // It would complain about standard error on standard error, and panic.
+        // It would report an error of standard error on standard error, and panic.
         .log_internal_errors(false)
         .try_init();
 }
 
-/// How the fields of an event are written: escaped to one line. A path or a name in them may hold
+/// Writes the fields of an event escaped to one line: a path or a name in them may contain
 /// anything.
 fn fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(|line, field, value| {

@@ -1,8 +1,5 @@
-//! A progress bar on standard error, where somebody watches it.
+//! A progress bar on standard error.
 
-use std::sync::Mutex;
-
-use draftq::DraftRunSummary;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A bar, or nothing at all.
@@ -26,55 +23,25 @@ impl Progress {
         Self(Some(bar))
     }
 
-    /// One more is done.
+    /// Count one more as done.
     pub fn advance(&self) {
         if let Some(bar) = &self.0 {
             bar.inc(1);
         }
     }
 
-    /// Take the bar away.
+    /// Show so many as done, with a message.
+    pub fn set(&self, done: usize, message: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(u64::try_from(done).unwrap_or(u64::MAX));
+            bar.set_message(message);
+        }
+    }
+
+    /// Remove the bar.
     pub fn clear(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
-        }
-    }
-}
-
-/// The bar of a run: it appears when the run knows how much there is to do.
-#[derive(Debug)]
-pub struct RunProgress {
-    wanted: bool,
-    limit: usize,
-    bar: Mutex<Option<Progress>>,
-}
-
-impl RunProgress {
-    /// A bar if it is wanted, for a run that claims at most so many drafts.
-    pub fn new(wanted: bool, limit: usize) -> Self {
-        Self { wanted, limit, bar: Mutex::new(None) }
-    }
-
-    /// Show how far the run is.
-    pub fn show(&self, summary: &DraftRunSummary) {
-        if !self.wanted || summary.pending_seen == 0 {
-            return;
-        }
-        let Ok(mut bar) = self.bar.lock() else { return };
-        let total = summary.pending_seen.min(self.limit);
-        let Progress(bar) = bar.get_or_insert_with(|| Progress::new(true, total, "run"));
-        if let Some(bar) = bar {
-            bar.set_position(u64::try_from(summary.done()).unwrap_or(u64::MAX));
-            bar.set_message(super::work::tally(summary));
-        }
-    }
-
-    /// Take the bar away.
-    pub fn clear(&self) {
-        if let Ok(mut bar) = self.bar.lock()
-            && let Some(bar) = bar.take()
-        {
-            bar.clear();
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The signals that end a run (the first asks for a good end, the second makes one), and the one
-//! that must not end anything.
+//! Signals: the first ends a run after the drafts in hand, the second at once.
 
 use std::io;
 use std::sync::Arc;
@@ -7,28 +6,26 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use draftq::Cancellation;
-use draftq::LibrarianError;
-use draftq::{kill_running_programs, kill_running_programs_and_exit};
+use draftq::{Cancellation, LibrarianError, kill_running_programs, kill_running_programs_and_exit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use super::failure::{Failure, say};
+use super::failure::Failure;
+use super::messages::message;
 
-/// From now on SIGXFSZ is harmless: a write past the file size limit (`ulimit -f`) fails instead,
-/// and is reported like any other.
+/// Catch SIGXFSZ, so that a write past the file size limit (`ulimit -f`) fails with an error
+/// instead of ending the process.
 ///
-/// The signal is caught and not ignored, because programs inherit what is ignored: they keep the
-/// default.
+/// The signal is caught, not ignored: programs that are started would inherit an ignored signal.
 pub fn survive_the_file_size_limit() -> Result<(), Failure> {
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
         .map_err(LibrarianError::from)?;
     Ok(())
 }
 
-/// From now on the first signal cancels: the drafts in hand are finished, nothing more is claimed.
-/// A second one, or the end of the grace, kills the programs that run; the second signal also ends
-/// this process, and what it had claimed goes back as that of any dead runner.
+/// Ask for the cancellation at the first signal: the drafts in hand are finished, nothing more is
+/// claimed. After the grace period the running programs are killed. A second signal kills them at
+/// once and ends this process; its claims are then recovered like those of any dead runner.
 pub fn cancel_on_signal(
     cancellation: &Cancellation,
     grace: Option<Duration>,
@@ -45,7 +42,7 @@ pub fn cancel_on_signal(
             if cancellation.is_cancelled() {
                 kill_running_programs_and_exit(128 + signal);
             }
-            say("draftq: finishing what is in hand; signal again to stop at once");
+            message("draftq: finishing the drafts in hand; signal again to stop at once");
             cancellation.cancel();
             if let Some(grace) = grace {
                 thread::spawn(move || kill_after(grace));
@@ -56,8 +53,8 @@ pub fn cancel_on_signal(
     Ok(())
 }
 
-/// Whether SIGHUP was ignored when this program was started, as `nohup` does it. Where the system
-/// does not tell, it counts as ignored and stays as it was.
+/// Whether SIGHUP was ignored when this program was started, as `nohup` does. If that cannot be
+/// found out, it counts as ignored and stays ignored.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status")
         .ok()
@@ -68,7 +65,7 @@ fn is_hangup_ignored() -> bool {
 }
 
 fn kill_after(grace: Duration) {
-    // A cancellation that nobody asks for is a clock.
+    // Nobody asks for this cancellation, so this only waits.
     let _ = Cancellation::default().wait_until(Instant::now() + grace);
     kill_running_programs();
 }

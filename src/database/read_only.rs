@@ -252,6 +252,7 @@ fn may_read(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::connection::pragma;
     use super::super::{Access, Database};
     use super::*;
 
@@ -263,7 +264,8 @@ mod tests {
         let write = || {
             let database = Database::open(&path, Access::Create, 2, timeout).unwrap();
             let again = |transaction: &rusqlite::Transaction<'_>| {
-                Ok(transaction.pragma_update(None, "user_version", 1)?)
+                let version = pragma(transaction, "user_version")?;
+                Ok(transaction.pragma_update(None, "user_version", version)?)
             };
             database.write(Instant::now(), "write", again).unwrap();
         };

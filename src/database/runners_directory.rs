@@ -167,6 +167,12 @@ impl RunnersDirectory {
         Ok(File::from(file))
     }
 
+    /// Whether the file with this name is this file.
+    pub(crate) fn holds(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<bool> {
+        let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(false) };
+        Ok(found.identity == Facts::of_open(file)?.identity)
+    }
+
     /// Remove the file with this name if it is this file, and not another that replaced it.
     pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
         let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };
@@ -207,4 +213,50 @@ fn give_new_directory(path: &Path, owner: Owner) -> io::Result<()> {
 fn give(file: impl std::os::fd::AsFd, owner: Owner) -> io::Result<()> {
     fchown(file, Some(Uid::from_raw(owner.user)), Some(Gid::from_raw(owner.group)))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_there_is_taken_for_new() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("drafts.db-runners");
+        let directory = RunnersDirectory::open_or_create(&path, Owner::caller()).unwrap();
+        drop(directory.create_file("there", OFlags::WRONLY).unwrap());
+        let target = around.path().join("elsewhere");
+        symlink(&target, path.join("link")).unwrap();
+        for name in ["there", "link"] {
+            let error = directory.create_file(name, OFlags::WRONLY).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
+        }
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn the_directory_is_not_reached_through_a_link() {
+        let around = tempfile::tempdir().unwrap();
+        let real = around.path().join("real");
+        fs::create_dir(&real).unwrap();
+        let path = real.join("drafts.db-runners");
+        let owner = Owner::caller();
+        drop(RunnersDirectory::open_or_create(&path, owner).unwrap());
+        // Resolved before, the path had no link in it.
+        let link = around.path().join("link");
+        symlink(&real, &link).unwrap();
+        let error = RunnersDirectory::open(&link.join("drafts.db-runners"), owner).unwrap_err();
+        assert!(matches!(error, LibrarianError::Io { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_directory_with_something_in_it_is_not_given_away() {
+        let around = tempfile::tempdir().unwrap();
+        fs::write(around.path().join("secret"), "").unwrap();
+        let error = give_new_directory(around.path(), Owner::caller()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::DirectoryNotEmpty);
+    }
 }

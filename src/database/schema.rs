@@ -13,13 +13,23 @@ use crate::error::LibrarianError;
 /// Marks the file as draftq's: "drfq" in ASCII.
 const APPLICATION_ID: i32 = 0x6472_6671;
 
-/// The migrations in order; the schema's version is how many of them were applied.
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0001_drafts.sql")];
+/// The version that the first migration creates. Version 1 was never released.
+const FIRST_VERSION: i64 = 2;
+
+/// The migrations in order: the first creates the schema in an empty file, each other one brings
+/// the version before it to its own. To change the schema, add a file to `migrations/` and a line
+/// here; what is released is never edited.
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/0002_drafts.sql")];
 
 /// The current schema's version.
 fn schema_version() -> i64 {
+    version_after(&MIGRATIONS)
+}
+
+/// The version that the last of these migrations leads to.
+fn version_after(migrations: &[&str]) -> i64 {
     // There are never 2^63 migrations.
-    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+    FIRST_VERSION - 1 + i64::try_from(migrations.len()).unwrap_or(0)
 }
 
 pub(super) fn check_header(
@@ -27,19 +37,34 @@ pub(super) fn check_header(
     application_id: i64,
     version: i64,
 ) -> Result<(), LibrarianError> {
+    check_header_up_to(path, application_id, version, schema_version())
+}
+
+fn check_header_up_to(
+    path: &Path,
+    application_id: i64,
+    version: i64,
+    newest: i64,
+) -> Result<(), LibrarianError> {
     let foreign = |reason| Err(LibrarianError::ForeignDatabase { path: path.to_owned(), reason });
     if application_id != i64::from(APPLICATION_ID) {
         return foreign(
             "it is the SQLite database of another program; name another file with --db".to_owned(),
         );
     }
-    if version > schema_version() {
+    if version > newest {
         return foreign(format!(
-            "its schema is version {version} and this draftq knows up to {}; use a newer draftq",
-            schema_version()
+            "its schema is version {version} and this draftq knows up to {newest}; use a newer \
+             draftq"
         ));
     }
-    if version < 1 {
+    if (1..FIRST_VERSION).contains(&version) {
+        return foreign(format!(
+            "its schema is version {version}, of a draftq that was never released; keep the file, \
+             name another with --db, and submit its drafts there"
+        ));
+    }
+    if version < FIRST_VERSION {
         return foreign(format!("its schema version {version} is none of draftq's"));
     }
     Ok(())
@@ -106,9 +131,20 @@ pub(super) fn check_unchanged(
 /// may do this at once: the version is read under the write lock, so one does it and the others
 /// find it done.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), TransactionError> {
+    migrate_with(connection, path, &MIGRATIONS)
+}
+
+/// All missing migrations are one transaction: after a crash the file has the old schema or the
+/// new one.
+fn migrate_with(
+    connection: &mut Connection,
+    path: &Path,
+    migrations: &[&str],
+) -> Result<(), TransactionError> {
+    let newest = version_after(migrations);
     let version = pragma(connection, "user_version")?;
-    if version == schema_version() {
-        check_header(path, pragma(connection, "application_id")?, version)?;
+    if version == newest {
+        check_header_up_to(path, pragma(connection, "application_id")?, version, newest)?;
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -122,18 +158,25 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Tr
             source,
         })?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        version = FIRST_VERSION - 1;
     } else {
-        check_header(path, pragma(&transaction, "application_id")?, version)?;
+        check_header_up_to(path, pragma(&transaction, "application_id")?, version, newest)?;
     }
-    for migration in &MIGRATIONS[usize::try_from(version).unwrap_or(MIGRATIONS.len())..] {
+    let applied = usize::try_from(version - (FIRST_VERSION - 1)).unwrap_or(migrations.len());
+    for migration in migrations.iter().skip(applied) {
         transaction.execute_batch(migration)?;
         version += 1;
     }
     transaction.pragma_update(None, "user_version", version)?;
     transaction.commit()?;
-    check_header(path, pragma(connection, "application_id")?, pragma(connection, "user_version")?)?;
+    let application_id = pragma(connection, "application_id")?;
+    check_header_up_to(path, application_id, pragma(connection, "user_version")?, newest)?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "upgrade_tests.rs"]
+mod upgrade_tests;
 
 #[cfg(test)]
 mod tests {

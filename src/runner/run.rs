@@ -117,6 +117,10 @@ impl Runner {
         summary: &mut DraftRunSummary,
     ) -> Result<PendingSnapshot, LibrarianError> {
         self.store.check_file()?;
+        if lock(&self.registration).as_ref().is_some_and(|registration| !registration.is_in_place())
+        {
+            self.drop_registration();
+        }
         self.store.check_runners_directory(lock(&self.registration).is_some())?;
         let stale_before = now.checked_sub(self.stale_after).unwrap_or(SystemTime::UNIX_EPOCH);
         let recovery = self.store.recover(stale_before)?;

@@ -216,6 +216,17 @@ pub struct RunReport {
     pub stopped_by: Option<LibrarianError>,
 }
 
+/// As JSON, the error that ended the run early is its message.
+impl Serialize for RunReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("RunReport", 2)?;
+        fields.serialize_field("summary", &self.summary)?;
+        let message = self.stopped_by.as_ref().map(ToString::to_string);
+        fields.serialize_field("stopped_by", &message)?;
+        fields.end()
+    }
+}
+
 impl RunReport {
     /// The summary, or the error that ended the run early.
     ///

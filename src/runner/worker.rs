@@ -60,7 +60,7 @@ impl Dispatcher<'_> {
             tracing::warn!(
                 target: "mimir.librarian.machine_fault",
                 class = error.class(),
-                "the machine does not let a processor work; the run waits for it: {error}"
+                "a processor cannot work at the moment; the run waits and tries again: {error}"
             );
         }
         !state.stopped && state.last_result.max(started).elapsed() < MACHINE_FAULT_LIMIT

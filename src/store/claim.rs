@@ -189,3 +189,120 @@ fn next_ready(
     let next = if ready.is_empty() { Next::Nothing } else { Next::Drafts };
     Ok((ready, false, next))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+
+    /// A store with drafts of these texts.
+    fn store(texts: &[&str]) -> (tempfile::TempDir, DraftStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        for text in texts {
+            let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+            store.submit(&Draft::with_metadata((*text).to_owned(), metadata)).unwrap();
+        }
+        (directory, store)
+    }
+
+    /// Claim at most `want`; the places in the order, whether it is a suspect, and what is next.
+    fn claim_up_to(
+        store: &DraftStore,
+        runner: &RunnerRegistration,
+        snapshot: &mut PendingSnapshot,
+        want: usize,
+        holds_nothing: bool,
+    ) -> (Vec<i64>, bool, Next) {
+        let exchanged = store.exchange(runner, &[], &[], snapshot, want, holds_nothing).unwrap();
+        let claims = exchanged.claims;
+        snapshot.advance(&claims);
+        let found = claims.found.iter().map(|(seq, _)| *seq).collect();
+        (found, claims.found_suspect, claims.next)
+    }
+
+    #[test]
+    fn a_suspect_is_claimed_alone_and_by_a_runner_that_holds_nothing() {
+        let (_directory, store) = store(&["a", "b", "c", "d"]);
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute("UPDATE drafts SET suspect = 1 WHERE seq = 2", []).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let mut claim =
+            |holds_nothing| claim_up_to(&store, &runner, &mut snapshot, 10, holds_nothing);
+        assert_eq!(claim(true), (vec![1], false, Next::Drafts), "not together with others");
+        for _ in 0..2 {
+            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not beside another");
+        }
+        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other beside it");
+        assert_eq!(claim(false), (vec![3, 4], false, Next::Drafts));
+        assert!(snapshot.is_used_up());
+    }
+
+    #[test]
+    fn long_texts_are_not_claimed_together() {
+        let three_mib = |letter: &str| letter.repeat(3 * 1024 * 1024);
+        let texts = [three_mib("a"), three_mib("b"), "x".repeat(6 * 1024 * 1024), "c".into()];
+        let (_directory, store) = store(&texts.each_ref().map(String::as_str));
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let claims: Vec<_> =
+            (0..4).map(|_| claim_up_to(&store, &runner, &mut snapshot, 10, true).0).collect();
+        assert_eq!(claims, [vec![1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
+    fn no_more_is_claimed_than_was_seen_and_asked_for() {
+        let (_directory, store) = store(&["a", "b", "c"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        // One is gone, and a later one is not of the snapshot.
+        snapshot.remaining = 2;
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [2]);
+        assert!(snapshot.is_used_up());
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [0; 0]);
+    }
+
+    #[test]
+    fn a_runner_that_ended_claims_nothing() {
+        let (_directory, store) = store(&["a"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        let count = "SELECT count(*) FROM drafts WHERE state = 'processing'";
+        for end in ["UPDATE runners SET ended_at = 1", "DELETE FROM runners"] {
+            sql.execute(end, []).unwrap();
+            let error = store.claim_next(&runner, &mut snapshot).unwrap_err();
+            assert!(matches!(error, LibrarianError::RunnerEnded { .. }), "{end}: {error:?}");
+            let claimed: i64 = sql.query_row(count, [], |row| row.get(0)).unwrap();
+            assert_eq!(claimed, 0, "{end}");
+        }
+    }
+
+    #[test]
+    fn each_claim_has_a_token_that_no_other_has() {
+        let (_directory, store) = store(&["a", "b"]);
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
+        let id: DraftId =
+            sql.query_row("SELECT id FROM drafts WHERE seq = 2", [], |row| get(row, "id")).unwrap();
+        let mut tokens = std::collections::HashSet::new();
+        for _ in 0..3 {
+            store.transition(id, DraftState::Pending, DraftState::Processing).unwrap();
+            let mut statement = sql
+                .prepare("SELECT claim_token FROM drafts WHERE claim_token IS NOT NULL")
+                .unwrap();
+            let found = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+            tokens.extend(found.map(Result::unwrap));
+            store.transition(id, DraftState::Processing, DraftState::Pending).unwrap();
+        }
+        assert_eq!(tokens.len(), 4, "one of the runner's claim, three of the others");
+    }
+}

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rusqlite::Transaction;
+use serde::Serialize;
 
 use super::group::Group;
 use crate::clock::Clock;
@@ -260,7 +261,7 @@ impl DraftStore {
 }
 
 /// A move of a draft.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DraftTransition {
     /// The draft that moved.

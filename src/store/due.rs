@@ -59,3 +59,39 @@ impl DraftStore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+
+    /// More drafts are due at once than one transaction releases, and most of their rows cannot be
+    /// changed.
+    #[test]
+    fn all_that_is_due_is_released_and_what_cannot_be_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let drafts: Vec<Draft> = (0..=MAX_RELEASED)
+            .map(|number| {
+                let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+                Draft::with_metadata(number.to_string(), metadata)
+            })
+            .collect();
+        store.submit_many(&drafts).unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute_batch(&format!(
+            "UPDATE drafts SET due_at = 1;
+             CREATE TRIGGER stays BEFORE UPDATE OF due_at ON drafts WHEN OLD.seq <= {MAX_RELEASED}
+             BEGIN SELECT RAISE(ABORT, 'it stays'); END;"
+        ))
+        .unwrap();
+        assert_eq!(store.release_due().unwrap(), 1, "the last one");
+        sql.execute_batch("DROP TRIGGER stays; UPDATE drafts SET due_at = 1").unwrap();
+        assert_eq!(store.release_due().unwrap(), MAX_RELEASED + 1);
+    }
+}

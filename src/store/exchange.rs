@@ -81,3 +81,52 @@ impl DraftStore {
         Ok(exchanged)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+    use crate::state::DraftProcessingDecision;
+    use crate::store::claimed::Claimed;
+
+    /// A run may lose a claim, claim the draft again, and submit both results at once.
+    #[test]
+    fn an_old_claim_beside_a_newer_one_of_the_same_draft_is_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        store.submit(&Draft::with_metadata("text".to_owned(), metadata)).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let claim = || {
+            let mut snapshot = store.pending_snapshot().unwrap();
+            match store.claim_next(&runner, &mut snapshot).unwrap() {
+                Some(Claimed::Draft(claim)) => claim,
+                other => panic!("{other:?}"),
+            }
+        };
+        let old = claim();
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute(
+            "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                 owner = NULL",
+            [],
+        )
+        .unwrap();
+        let processed = [
+            (old, DraftProcessingDecision::Accepted),
+            (claim(), DraftProcessingDecision::Quarantined),
+        ]
+        .map(|(claim, decision)| Processed { claim, result: Ok(decision.into()) });
+        let snapshot = store.pending_snapshot().unwrap();
+        let exchanged = store.exchange(&runner, &processed, &[], &snapshot, 0, true).unwrap();
+        assert_eq!(exchanged.stored, [Stored::ClaimLost, Stored::Moved]);
+        let state: String =
+            sql.query_row("SELECT state FROM drafts", [], |row| row.get(0)).unwrap();
+        assert_eq!(state, "quarantined");
+    }
+}

@@ -72,7 +72,12 @@ impl DraftStore {
         })?;
         let id = claim.key.id;
         match stored {
-            Stored::Moved => Ok(()),
+            Stored::Moved => {
+                if !error.is_charged() {
+                    self.notify();
+                }
+                Ok(())
+            }
             Stored::Damaged => Err(cannot_change(id)),
             Stored::ClaimLost => Err(LibrarianError::LostClaim { id }),
         }
@@ -140,6 +145,7 @@ pub(super) fn finish(
                 return Ok(Stored::Moved);
             }
             if damaged.contains(&key.seq) {
+                record_damage(connection, key, now)?;
                 return Ok(Stored::Damaged);
             }
             refuse(connection, key, Ok(outcome), now)?;
@@ -186,7 +192,7 @@ fn finish_chunk(
             &outcome.decision().as_str(),
             &outcome.note(),
             &outcome.output(),
-            &None::<String>,
+            &outcome.usage(),
             &due_at,
         ];
         for (value, parameter) in values.into_iter().zip(parameters.by_ref()) {
@@ -271,6 +277,29 @@ pub(super) fn record_error(
         Ok(_) => Ok(Stored::Moved),
         Err(error) if is_row_fault(&error) => Ok(Stored::Damaged),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Record that a draft's row cannot be changed as its result requires. If even that fails, end the
+/// claim, so that no live runner seems to hold the draft.
+fn record_damage(
+    connection: &Connection,
+    key: &ClaimKey,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let error = cannot_change(key.id);
+    if record_error(connection, key, &error, now)? != Stored::Damaged {
+        return Ok(());
+    }
+    let ended = connection
+        .prepare_cached(
+            "UPDATE drafts SET claim_token = NULL, owner = NULL \
+             WHERE seq = :seq AND claim_token = :token",
+        )?
+        .execute(named_params! { ":seq": key.seq, ":token": key.token });
+    match ended {
+        Err(error) if !is_row_fault(&error) => Err(error.into()),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -5,12 +5,13 @@ use std::ops::RangeFrom;
 
 use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
 
-use super::columns::state_of;
+use super::columns::{get, state_of};
 use super::submission::Submission;
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::LibrarianError;
+use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// How many rows one INSERT adds. For each statement SQLite saves the pages that it may have to
@@ -36,7 +37,10 @@ pub(super) fn insert(
         // A draft that is given twice is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
-            None => state_of(connection, id)?,
+            None => match state_of(connection, id)? {
+                None => pruned_state_of(connection, id)?,
+                state => state,
+            },
         };
         if there.is_none() {
             new.push(*draft);
@@ -138,6 +142,16 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
         }
     }
     Ok(())
+}
+
+/// The final state of a pruned draft.
+fn pruned_state_of(
+    connection: &Connection,
+    id: DraftId,
+) -> Result<Option<DraftState>, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
+    Ok(statement.query_row([id.to_hex()], |row| get(row, "state")).optional()?)
 }
 
 /// The last seq that a draft was given; 0 if none was. The event of a deleted draft stays.

@@ -100,6 +100,12 @@ impl RunnerLock {
         }
     }
 
+    /// Whether the file is where other processes test it. A lock whose file was deleted protects
+    /// nothing.
+    pub(super) fn is_in_place(&self, directory: &RunnersDirectory) -> bool {
+        directory.holds(&self.name, &self.file).unwrap_or(false)
+    }
+
     /// The file's name, as in the runner's row.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -249,5 +255,29 @@ mod tests {
         {
             assert!(!is_lock_name(other), "{other}");
         }
+    }
+    #[test]
+    fn a_lock_is_tested_by_its_name_in_the_directory_and_shared() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("drafts.db-runners");
+        let owner = crate::database::Owner::caller();
+        let directory = RunnersDirectory::open_or_create(&path, owner).unwrap();
+        let name = "0123456789abcdef.lock";
+        let file = directory.create_file(name, OFlags::WRONLY).unwrap();
+        let elsewhere = RunnersDirectory::open_or_create(&around.path().join("other"), owner);
+        drop(elsewhere.unwrap().create_file(name, OFlags::WRONLY).unwrap());
+        let locks = RunnerLocks::In(directory);
+        assert_eq!(locks.liveness(name), Liveness::Dead);
+        // Another process tests at the same moment.
+        file.lock_shared().unwrap();
+        assert_eq!(locks.liveness(name), Liveness::Dead);
+        file.unlock().unwrap();
+        file.lock().unwrap();
+        assert_eq!(locks.liveness(name), Liveness::Alive);
+        // A database may come from anywhere: no file outside the directory is opened.
+        assert_eq!(locks.liveness(&format!("../other/{name}")), Liveness::LockGone);
+        assert_eq!(locks.liveness("fedcba9876543210.lock"), Liveness::LockGone);
+        assert_eq!(RunnerLocks::None.liveness(name), Liveness::LockGone);
+        assert_eq!(RunnerLocks::Untestable.liveness(name), Liveness::Alive);
     }
 }

@@ -15,11 +15,12 @@
 //! | `liveness.rs` | tests whether that runner is alive |
 //! | `recover.rs` | returns it to pending when the runner is dead |
 //! | `wakeup.rs` | wakes a waiting runner for it |
+//! | `query.rs`, `pages.rs` | selects and lists it |
 //! | `view.rs`, `columns.rs`, `counts.rs` | reads and counts it |
 //! | `requeue.rs` | returns it to pending for an operator |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
-//! the types that several files share. `migrations/0001_drafts.sql` documents the tables for people
+//! the types that several files share. `migrations/0002_drafts.sql` documents the tables for people
 //! who open the file with SQL.
 
 mod claim;
@@ -33,6 +34,8 @@ pub(crate) mod finish;
 mod group;
 mod insert;
 mod liveness;
+pub(crate) mod pages;
+pub(crate) mod query;
 pub(crate) mod recover;
 pub(crate) mod registration;
 pub(crate) mod requeue;

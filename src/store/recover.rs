@@ -10,6 +10,7 @@
 use std::time::SystemTime;
 
 use rusqlite::{Connection, OptionalExtension as _, named_params};
+use serde::Serialize;
 
 use super::columns::{get, lossy_text};
 use super::liveness::{Liveness, RunnerLocks};
@@ -22,7 +23,7 @@ use crate::id::DraftId;
 use crate::state::DraftState;
 
 /// The result of a recovery.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recovery {
     /// Drafts that returned to pending.

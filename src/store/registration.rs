@@ -89,6 +89,15 @@ impl RunnerRegistration {
         self.id
     }
 
+    /// Whether others find this runner's lock where its row says. If not, it should register again
+    /// before it claims anything: what it claims would look abandoned.
+    pub(crate) fn is_in_place(&self) -> bool {
+        match self.store.runners_directory() {
+            Ok(Some(directory)) => self.lock.is_in_place(&directory),
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     pub(super) fn backs_off(&self) -> bool {
         self.backs_off
     }
@@ -275,4 +284,33 @@ fn program_name() -> String {
         .ok()
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::draft::Draft;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+
+    /// Between the look at its lock and the write, a runner may have claimed something.
+    #[test]
+    fn a_runner_that_has_claimed_something_is_not_ended_as_idle() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        store.submit(&Draft::with_metadata("text".to_owned(), metadata)).unwrap();
+        let (idle, busy) =
+            (store.register_runner("idle").unwrap(), store.register_runner("busy").unwrap());
+        let mut snapshot = store.pending_snapshot().unwrap();
+        assert!(store.claim_next(&busy, &mut snapshot).unwrap().is_some());
+        let ended = store.write("end runners", |transaction| {
+            end_idle(transaction, &[idle.id(), busy.id()], 5)?;
+            let mut statement = transaction.prepare("SELECT id FROM runners WHERE ended_at = 5")?;
+            let ended = statement.query_map([], |row| row.get(0))?;
+            Ok(ended.collect::<Result<Vec<i64>, _>>()?)
+        });
+        assert_eq!(ended.unwrap(), [idle.id()]);
+    }
 }

@@ -1,14 +1,21 @@
 //! Requeues finished drafts for an operator.
 
+use std::collections::HashMap;
+
 use rusqlite::{Connection, named_params};
 use serde::Serialize;
 
 use super::DraftStore;
-use super::columns::state_of;
+use super::columns::{get, state_of};
+use super::pages::{DraftPage, each_seq};
+use super::query::DraftQuery;
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 use crate::id::DraftId;
 use crate::state::DraftState;
+
+/// The most drafts that one transaction requeues, so that other processes can write in between.
+const MAX_BATCH: usize = 500;
 
 /// The result of a requeue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +54,54 @@ impl DraftStore {
         })?;
         self.notify();
         Ok(requeued)
+    }
+
+    /// Requeue the drafts that the query asks for, as [`requeue`](Self::requeue) does, except those
+    /// in processing. A call does one page, at most 500 drafts, in one transaction;
+    /// [`DraftPage::next`] says where the next page begins. A draft that another process moves
+    /// meanwhile is requeued only if the query asks for it still.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; then nothing of this page was
+    /// changed.
+    pub fn requeue_matching(
+        &self,
+        query: &DraftQuery,
+    ) -> Result<DraftPage<Requeued>, LibrarianError> {
+        // The texts are read before, so that the write lock is not held for long.
+        let page = self.page(
+            &query.at_most(MAX_BATCH),
+            "seq, id",
+            |row| Ok((row.get::<_, i64>("seq")?, get(row, "id")?)),
+            |_| 0,
+        )?;
+        let ids: HashMap<i64, DraftId> = page.rows.iter().copied().collect();
+        let mut requeued = Vec::new();
+        if !ids.is_empty() {
+            let again = query.again_for(ids.values().copied().collect());
+            let now = self.now_ms();
+            requeued = self.write("requeue drafts", |transaction| {
+                let mut found = Vec::new();
+                each_seq(transaction, &again, ids.len(), |seq| {
+                    found.extend(ids.get(&seq));
+                    Ok(true)
+                })?;
+                let mut requeued = Vec::new();
+                for id in found {
+                    match requeue(transaction, id, now) {
+                        Ok(draft) => requeued.push(draft),
+                        Err(TransactionError::Ours(LibrarianError::DraftInProcessing {
+                            ..
+                        })) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(requeued)
+            })?;
+            self.notify();
+        }
+        Ok(DraftPage { rows: requeued, passed_over: page.passed_over, next: page.next })
     }
 }
 

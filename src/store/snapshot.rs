@@ -18,7 +18,7 @@ pub struct PendingSnapshot {
     pub(super) until: i64,
     /// The number of drafts that can still be claimed, because drafts that are requeued meanwhile
     /// may be between the others.
-    remaining: usize,
+    pub(super) remaining: usize,
 }
 
 impl PendingSnapshot {

@@ -175,3 +175,49 @@ impl DraftStore {
         Ok(submissions)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::metadata::{DraftMetadata, DraftSourceSurface};
+    use crate::runner::Waiter;
+
+    fn draft(text: &str) -> Draft {
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        Draft::with_metadata(text.to_owned(), metadata)
+    }
+
+    /// A leader notifies waiting runners of the drafts of its followers, and passes on the results.
+    #[test]
+    fn a_leader_notifies_of_all_drafts_that_it_took() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        drop(Waiter::new(&store).unwrap());
+        let wakeup = directory.path().join("drafts.db-runners/wakeup");
+        // It was stored already, so that only the follower's is new.
+        let own = draft("the leader's");
+        store.submit(&own).unwrap();
+        std::fs::File::options().write(true).open(&wakeup).unwrap().set_len(0).unwrap();
+        let group = &store.inner.group;
+        let Role::Leader { arrived } = group.join(&own, Duration::from_secs(5)) else {
+            panic!("no other thread submits")
+        };
+        std::thread::scope(|scope| {
+            let follower = scope.spawn(|| store.submit(&draft("a follower's")).unwrap());
+            let taken = loop {
+                let taken = group.take_waiting(1);
+                if !taken.is_empty() {
+                    break taken;
+                }
+                std::thread::yield_now();
+            };
+            let led = store.submit_together(&own, taken, Lead::new(group), arrived).unwrap();
+            assert_eq!((led.id, led.created), (own.id(), false));
+            let followed = follower.join().unwrap();
+            assert_eq!((followed.id, followed.created), (draft("a follower's").id(), true));
+        });
+        assert!(std::fs::metadata(&wakeup).unwrap().len() > 0, "waiting runners are told");
+    }
+}

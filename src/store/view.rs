@@ -3,14 +3,11 @@
 //! A row that cannot be read in full is shown as far as it can be read, with the names of the
 //! columns that cannot; it hides no other row.
 
-use std::time::SystemTime;
-
-use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Serialize, Serializer};
 
 use super::columns::{Columns, draft_columns, draft_of, get, verified_draft_of};
 use super::{DraftStore, counts};
-use crate::clock::unix_ms;
 use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::{DraftDamage, LibrarianError};
@@ -18,12 +15,6 @@ use crate::id::DraftId;
 use crate::json::JsonText;
 use crate::metadata::DraftSourceSurface;
 use crate::state::{DraftProcessingDecision, DraftState};
-
-/// Most drafts in one page of a list.
-const MAX_PAGE: usize = 1_000;
-
-/// A page of records ends with the one by which it holds this many bytes or more.
-const PAGE_BYTES: usize = 1024 * 1024;
 
 /// Of each text in a [`DraftSummary`], at most this many bytes are read.
 const SUMMARY_TEXT_BYTES: usize = 2 * 1024;
@@ -39,7 +30,6 @@ pub struct DraftRecord {
     /// Place in the order of submission.
     pub seq: i64,
     /// The id.
-    #[serde(serialize_with = "hex")]
     pub id: DraftId,
     /// Where the draft is.
     pub state: DraftState,
@@ -91,8 +81,9 @@ pub struct DraftRecord {
     pub unreadable: Vec<&'static str>,
 }
 
-/// What a line about a draft shows. Of long texts only the beginning is read.
-#[derive(Debug, Clone)]
+/// What a line about a draft shows. Of long texts only the beginning is read. As JSON its names are
+/// those of [`DraftRecord`].
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DraftSummary {
     /// Place in the order of submission.
@@ -120,23 +111,8 @@ pub struct DraftSummary {
     /// What the last error said.
     pub last_error: Option<String>,
     /// Those of these columns that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<&'static str>,
-}
-
-/// One page of a list.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct DraftPage<R> {
-    /// The drafts, in the order asked for.
-    pub rows: Vec<R>,
-    /// The `seq` of drafts that belong here and whose id or state cannot be read.
-    pub passed_over: Vec<i64>,
-    /// Where the next page begins ([`DraftQuery::after_seq`]); `None` if there is nothing more.
-    pub next: Option<i64>,
-}
-
-fn hex<S: Serializer>(id: &DraftId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(id)
 }
 
 /// One event of a draft's life; see the `history` table for what the events mean.
@@ -173,29 +149,6 @@ pub struct HistoryEvent {
     /// The columns that cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<&'static str>,
-}
-
-/// Which drafts to list, and in which order.
-#[derive(Debug, Clone, Default)]
-pub struct DraftQuery {
-    /// Only these states; empty for all.
-    pub states: Vec<DraftState>,
-    /// Only this surface.
-    pub source_surface: Option<DraftSourceSurface>,
-    /// Only this agent.
-    pub source_agent: Option<String>,
-    /// Only this project.
-    pub source_project: Option<String>,
-    /// Only with this tag.
-    pub tag: Option<String>,
-    /// Only what was submitted at or after this time.
-    pub since: Option<SystemTime>,
-    /// The last submitted first.
-    pub newest_first: bool,
-    /// At most this many; a page may be shorter, and says whether there is more.
-    pub limit: usize,
-    /// Go on after the draft of this `seq`, in the order asked for.
-    pub after_seq: Option<i64>,
 }
 
 /// Counts over the whole store, of one moment.
@@ -285,64 +238,6 @@ impl DraftStore {
             }
             Ok(drafts)
         })
-    }
-
-    /// The records that the query asks for, a page at a time: at most `limit`, at most 1,000, and
-    /// not many more bytes than 1 MiB.
-    ///
-    /// # Errors
-    ///
-    /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
-    pub fn query(&self, query: &DraftQuery) -> Result<DraftPage<DraftRecord>, LibrarianError> {
-        self.page(query, RECORD_COLUMNS, record_of, record_bytes)
-    }
-
-    /// The same drafts as [`query`](Self::query) gives, each in the few columns that a line about
-    /// it shows.
-    ///
-    /// # Errors
-    ///
-    /// As for [`query`](Self::query).
-    pub fn summaries(&self, query: &DraftQuery) -> Result<DraftPage<DraftSummary>, LibrarianError> {
-        self.page(query, SUMMARY_COLUMNS, summary_of, |_| 0)
-    }
-
-    /// Two statements, so that a sort, if one is needed, holds numbers and not whole rows, and
-    /// that no more rows are read than the page has.
-    fn page<R>(
-        &self,
-        query: &DraftQuery,
-        columns: &str,
-        row_of: impl Fn(&Row<'_>) -> Result<R, rusqlite::Error>,
-        bytes_of: impl Fn(&R) -> usize,
-    ) -> Result<DraftPage<R>, LibrarianError> {
-        let limit = query.limit.min(MAX_PAGE);
-        let mut page = DraftPage { rows: Vec::new(), passed_over: Vec::new(), next: None };
-        self.database().read("list drafts", |connection| {
-            let mut by_seq = connection
-                .prepare_cached(&format!("SELECT {columns} FROM drafts WHERE seq = ?1"))?;
-            let (mut last, mut read, mut bytes) = (None, 0, 0);
-            each_seq(connection, query, limit + 1, |seq| {
-                if read == limit || bytes >= PAGE_BYTES {
-                    page.next = last.or(query.after_seq);
-                    return Ok(false);
-                }
-                let mut rows = by_seq.query([seq])?;
-                // The rows of one transaction are those of one moment.
-                if let Some(row) = rows.next()? {
-                    match row_of(row) {
-                        Ok(row) => {
-                            bytes += bytes_of(&row);
-                            page.rows.push(row);
-                        }
-                        Err(_) => page.passed_over.push(seq),
-                    }
-                }
-                (last, read) = (Some(seq), read + 1);
-                Ok(true)
-            })
-        })?;
-        Ok(page)
     }
 
     /// The ids that begin with these hexadecimal digits, at most `limit`, in order.
@@ -465,57 +360,6 @@ impl DraftStore {
     }
 }
 
-/// Go through the `seq` of the drafts that the query asks for, in its order, at most `most`, for
-/// as long as the body wants more.
-fn each_seq(
-    connection: &Connection,
-    query: &DraftQuery,
-    most: usize,
-    mut body: impl FnMut(i64) -> Result<bool, TransactionError>,
-) -> Result<(), TransactionError> {
-    // Literals, so that the planner can match them with the partial indexes.
-    let names: Vec<String> =
-        query.states.iter().map(|state| format!("'{}'", state.dir_name())).collect();
-    let states = match query.states.as_slice() {
-        // Also what is in no state that there is.
-        [] => String::new(),
-        states if states.iter().all(|state| state.is_terminal()) => format!(
-            "state IN ({}) AND state IN ('accepted', 'skipped', 'failed', 'quarantined') AND ",
-            names.join(", ")
-        ),
-        _ => format!("state IN ({}) AND ", names.join(", ")),
-    };
-    // A bound that is always there is a place to begin in the table; one that may be NULL
-    // is a filter, and every page would read all pages before it.
-    let (compare, order, start) =
-        if query.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT seq FROM drafts WHERE {states}seq {compare} :after \
-             AND (:surface IS NULL OR source_surface = :surface) \
-             AND (:agent IS NULL OR source_agent = :agent) \
-             AND (:project IS NULL OR source_project = :project) \
-             AND (:since IS NULL OR submitted_at >= :since) \
-             AND (:tag IS NULL OR CASE WHEN json_valid(context_tags) THEN EXISTS \
-                  (SELECT 1 FROM json_each(context_tags) WHERE value = :tag) END) \
-         ORDER BY seq {order} LIMIT :most"
-    ))?;
-    let mut rows = statement.query(named_params! {
-        ":after": query.after_seq.unwrap_or(start),
-        ":surface": query.source_surface.map(DraftSourceSurface::as_str),
-        ":agent": query.source_agent,
-        ":project": query.source_project,
-        ":since": query.since.map(unix_ms),
-        ":tag": query.tag,
-        ":most": i64::try_from(most).unwrap_or(i64::MAX),
-    })?;
-    while let Some(row) = rows.next()? {
-        if !body(row.get(0)?)? {
-            break;
-        }
-    }
-    Ok(())
-}
-
 fn record(
     connection: &Connection,
     id: DraftId,
@@ -542,17 +386,17 @@ fn record(
     Ok((record, events))
 }
 
-const RECORD_COLUMNS: &str = concat!(
+pub(super) const RECORD_COLUMNS: &str = concat!(
     draft_columns!(),
     ", state, text_bytes, claimed_at, owner, due_at, claims, errors, crashes, defers, decision, note, \
        output, last_error_class, last_error, updated_at"
 );
 
-const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source_agent, source_project, \
+pub(super) const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source_agent, source_project, \
      submitted_at, errors, decision, note, last_error_class, last_error";
 
 /// The record of a row; an error only if its id or state cannot be read.
-fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
+pub(super) fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
     let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftRecord {
@@ -585,7 +429,7 @@ fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
 }
 
 /// About how much memory a record takes.
-fn record_bytes(record: &DraftRecord) -> usize {
+pub(super) fn record_bytes(record: &DraftRecord) -> usize {
     let texts = [
         &record.source_agent,
         &record.source_project,
@@ -601,7 +445,7 @@ fn record_bytes(record: &DraftRecord) -> usize {
 }
 
 /// The summary of a row; an error only if its id or state cannot be read.
-fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error> {
+pub(super) fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error> {
     let (seq, id, state) = (row.get("seq")?, get(row, "id")?, get(row, "state")?);
     let mut columns = Columns::of(row);
     Ok(DraftSummary {

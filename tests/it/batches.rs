@@ -96,7 +96,7 @@ fn all_or_nothing_is_one_transaction() {
         ["submit", "--jsonl=-", "--atomic", "--max-text-bytes=12"],
         lines.as_bytes(),
     );
-    assert!(long.expect(65).err().contains("nothing was taken"), "{}", long.err());
+    assert!(long.expect(65).err().contains("nothing was stored"), "{}", long.err());
     assert_whole(&sandbox.db());
 }
 
@@ -117,7 +117,7 @@ fn nothing_is_answered_before_it_is_stored() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(75), "{said}");
         let kept =
-            if more.is_empty() { "0 drafts before that are stored" } else { "nothing was taken" };
+            if more.is_empty() { "0 drafts before that are stored" } else { "nothing was stored" };
         assert!(said.contains(kept), "{said}");
     }
     holder.execute_batch("ROLLBACK").unwrap();

@@ -2,10 +2,10 @@
 
 use std::time::SystemTime;
 
-use draftq::{Clock, from_unix_ms};
 use draftq::{
-    DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
-    LibrarianError, Outcome, Runner,
+    Claimed, Clock, DeferredDraftProcessor, Draft, DraftProcessingDecision, DraftProcessor,
+    DraftState, DraftStore, LibrarianError, Outcome, ProcessorError, Runner, RunnerRegistration,
+    from_unix_ms,
 };
 use rusqlite::Connection;
 
@@ -56,7 +56,14 @@ fn week(drafts: usize, output_bytes: usize) {
             after_a_day = (used(), number("SELECT count(*) FROM history"));
         }
         let due = number("SELECT min(due_at) FROM drafts");
-        assert!(due > clock.now_ms(), "a deferral without a delay waits");
+        assert!(
+            due > clock.now_ms(),
+            "a deferral without a delay waits: {:?}",
+            crate::harness::rows(
+                &sql,
+                "SELECT state, due_at, defers, defers_in_a_row, errors, last_error_class, count(*) FROM drafts GROUP BY 1,2,3,4,5,6"
+            )
+        );
         assert!(due <= clock.now_ms() + 60 * 60 * 1000, "an hour at most");
         clock.set(from_unix_ms(due));
     }
@@ -159,4 +166,84 @@ fn runs_that_only_defer_leave_few_runners() {
     assert_eq!(count(missing), 0, "an event names a runner that is gone");
     let last: i64 = sql.query_row("SELECT max(id) FROM runners", [], |row| row.get(0)).unwrap();
     assert_eq!(last, 100, "no id is given twice");
+}
+
+/// Whatever happens between two deferrals, the next one is stored, and no gap is left.
+#[test]
+fn a_sum_of_deferrals_goes_on_after_whatever_comes_between() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    let store = DraftStore::open(&path).unwrap();
+    let draft = draft("never ready");
+    store.submit(&draft).unwrap();
+    let sql = Connection::open(&path).unwrap();
+    let claim = |runner: &RunnerRegistration| {
+        let mut snapshot = store.pending_snapshot().unwrap();
+        match store.claim_next(runner, &mut snapshot).unwrap() {
+            Some(Claimed::Draft(claim)) => *claim,
+            other => panic!("{other:?}"),
+        }
+    };
+    let defer = || {
+        let runner = Runner::new(&store, "test");
+        let report = runner.run_one(&mut DeferredDraftProcessor, SystemTime::now());
+        let summary = report.into_result().unwrap();
+        assert_eq!((summary.deferred, summary.errors), (1, 0));
+        sql.execute("UPDATE drafts SET due_at = 0", []).unwrap();
+        assert_whole(&path);
+    };
+    (0..24).for_each(|_| defer());
+    for between in ["released", "recovered", "errored", "refused", "resolved", "requeued"] {
+        let runner = store.register_runner("other").unwrap();
+        match between {
+            "released" => store.release(claim(&runner)).unwrap(),
+            "recovered" => {
+                let _left = claim(&runner);
+                drop(runner);
+                assert_eq!(store.recover(SystemTime::UNIX_EPOCH).unwrap().to_pending.len(), 1);
+            }
+            "errored" => {
+                let error = ProcessorError::new("exit", "exit status 3").into();
+                store.record_error(claim(&runner), &error).unwrap();
+                assert_eq!(store.recover(SystemTime::now()).unwrap().to_pending.len(), 1);
+            }
+            "refused" => {
+                let late = claim(&runner);
+                let by_hand = "UPDATE drafts SET state = 'pending', claimed_at = NULL, \
+                               claim_token = NULL, owner = NULL";
+                sql.execute(by_hand, []).unwrap();
+                store.finish(late, &DraftProcessingDecision::Accepted.into()).unwrap_err();
+            }
+            _ => {
+                let by_hand = "UPDATE drafts SET state = 'skipped', decision = 'skipped', \
+                               decided_by = 'me', due_at = 0";
+                sql.execute(by_hand, []).unwrap();
+                if between == "resolved" {
+                    // As typed by somebody who does not know the counter.
+                    let again = "UPDATE drafts SET state = 'pending', decision = NULL, \
+                                 decided_by = NULL";
+                    sql.execute(again, []).unwrap();
+                } else {
+                    store.requeue(&[draft.id()]).unwrap();
+                }
+            }
+        }
+        sql.execute("UPDATE drafts SET due_at = 0", []).unwrap();
+        let before: i64 =
+            sql.query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap();
+        (0..30).for_each(|_| defer());
+        let after: i64 =
+            sql.query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap();
+        assert!(after - before <= 44, "{between}: {} rows more", after - before);
+    }
+    // Claims that are released again and again leave nothing either.
+    let count =
+        || -> i64 { sql.query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap() };
+    let before = count();
+    for _ in 0..20 {
+        let runner = store.register_runner("other").unwrap();
+        store.release(claim(&runner)).unwrap();
+        defer();
+    }
+    assert_eq!(count(), before);
 }

@@ -121,7 +121,8 @@ pub fn assert_whole(path: &Path) {
                   + (SELECT count(*) FROM draft_texts WHERE seq NOT IN (SELECT seq FROM drafts))
                   + (SELECT count(*) FROM steps WHERE draft NOT IN (SELECT seq FROM drafts))
                   + (SELECT count(*) FROM drafts
-                     WHERE seq NOT IN (SELECT draft FROM history WHERE event = 'submitted'))",
+                     WHERE seq NOT IN (SELECT draft FROM history
+                                       WHERE event IN ('submitted', 'imported')))",
             [],
             |row| row.get(0),
         )

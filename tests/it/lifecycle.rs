@@ -76,7 +76,7 @@ impl Bench {
     }
 
     fn state(&self, draft: &Draft) -> DraftState {
-        let query = DraftQuery { limit: 100, ..DraftQuery::default() };
+        let query = DraftQuery::default();
         let records = self.store.query(&query).unwrap();
         records.rows.iter().find(|record| record.id == draft.id()).unwrap().state
     }
@@ -665,7 +665,8 @@ fn a_decision_does_not_wait_for_the_next_draft() {
     let shortest = (0..10)
         .map(|_| {
             let bench = bench();
-            let texts: Vec<String> = (0..30).map(|number| number.to_string()).collect();
+            // Nothing is claimed ahead of the last one: to give that back would store the others.
+            let texts: Vec<String> = (0..16).map(|number| number.to_string()).collect();
             let drafts = bench.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
             let mut waited = Duration::ZERO;
             bench.run(&mut Judge(|draft: &Draft| {

@@ -37,7 +37,7 @@ fn starved(times: usize) -> (Starved, Arc<AtomicUsize>) {
 }
 
 fn charged(store: &DraftStore) -> (u64, u64, u64) {
-    let draft = store.query(&draftq::DraftQuery { limit: 1, ..Default::default() });
+    let draft = store.query(&draftq::DraftQuery::default().limit(1));
     let record = draft.unwrap().rows.remove(0);
     (record.claims, record.errors, record.crashes)
 }
@@ -169,7 +169,7 @@ fn too_few_descriptors_charge_no_draft() {
         .unwrap();
     assert_eq!(charged, 0);
     // Without the limit nothing of this was seen, so the limit was met.
-    assert!(ran.err().contains("machine does not let a processor work"), "{}", ran.err());
+    assert!(ran.err().contains("a processor cannot work at the moment"), "{}", ran.err());
 }
 
 /// The disk is full when a result is to be stored: it is kept until there is room.

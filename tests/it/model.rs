@@ -616,32 +616,44 @@ impl World {
 
     fn query(&mut self, store: &DraftStore) -> Checked {
         let states: Vec<_> = (0..self.random.usize(..4)).map(|_| self.any_state()).collect();
-        let query = DraftQuery {
-            states: states.clone(),
-            source_surface: self.random.bool().then_some(DraftSourceSurface::Cli),
-            source_agent: (self.random.u32(..4) == 0).then(|| "clau'de".to_owned()),
-            tag: (self.random.u32(..4) == 0).then(|| "a\"b".to_owned()),
-            newest_first: self.random.bool(),
-            limit: self.random.usize(..20),
-            after_seq: self.random.bool().then(|| self.random.i64(0..500)),
-            ..DraftQuery::default()
-        };
+        let surface = self.random.bool().then_some(DraftSourceSurface::Cli);
+        let agent = (self.random.u32(..4) == 0).then(|| "clau'de".to_owned());
+        let tag = (self.random.u32(..4) == 0).then(|| "a\"b".to_owned());
+        let newest_first = self.random.bool();
+        let limit = self.random.usize(..20);
+        let after_seq = self.random.bool().then(|| self.random.i64(0..500));
+        let mut query = DraftQuery::default().newest_first(newest_first).limit(limit);
+        if !states.is_empty() {
+            query = query.states(states.iter().copied());
+        }
+        if let Some(surface) = surface {
+            query = query.source_surface(surface);
+        }
+        if let Some(agent) = &agent {
+            query = query.source_agent(agent);
+        }
+        if let Some(tag) = &tag {
+            query = query.tag(tag);
+        }
+        if let Some(after) = after_seq {
+            query = query.after_seq(after);
+        }
         let said: Vec<_> = ok(store.query(&query))?.rows.iter().map(|record| record.seq).collect();
         let mut model: Vec<&Entry> = self.entries.iter().collect();
-        if query.newest_first {
+        if newest_first {
             model.reverse();
         }
         model.retain(|entry| {
             let metadata = entry.draft.metadata();
             (states.is_empty() || states.contains(&entry.state))
-                && query.source_surface.is_none_or(|surface| metadata.source_surface == surface)
-                && (query.source_agent.is_none() || metadata.source_agent == query.source_agent)
-                && query.tag.as_ref().is_none_or(|tag| metadata.context_tags.contains(tag))
-                && query.after_seq.is_none_or(|after| {
-                    if query.newest_first { entry.seq < after } else { entry.seq > after }
+                && surface.is_none_or(|surface| metadata.source_surface == surface)
+                && (agent.is_none() || metadata.source_agent == agent)
+                && tag.as_ref().is_none_or(|tag| metadata.context_tags.contains(tag))
+                && after_seq.is_none_or(|after| {
+                    if newest_first { entry.seq < after } else { entry.seq > after }
                 })
         });
-        model.truncate(query.limit);
+        model.truncate(limit);
         same("query", said, model.into_iter().map(|entry| entry.seq).collect())
     }
 

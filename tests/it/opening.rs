@@ -249,7 +249,7 @@ fn a_database_of_another_program_is_left_as_it_is() {
 
 #[test]
 fn another_version_is_left_as_it_is() {
-    for version in [-1, 0, 2, 99, i32::MAX, i32::MIN] {
+    for version in [-1, 0, 1, 3, 99, i32::MAX, i32::MIN] {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
         store.submit(&draft("x")).unwrap();
@@ -284,7 +284,7 @@ fn a_first_start_that_was_cut_off_is_begun_again() {
     let connection = Connection::open(&work).unwrap();
     connection.execute_batch("PRAGMA cache_size = 2; PRAGMA cache_spill = 2; BEGIN;").unwrap();
     connection.pragma_update(None, "application_id", 0x6472_6671).unwrap();
-    connection.execute_batch(include_str!("../../migrations/0001_drafts.sql")).unwrap();
+    connection.execute_batch(include_str!("../../migrations/0002_drafts.sql")).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     for (name, length) in [("whole.db", None), ("short.db", Some(4096)), ("shorter.db", Some(512))]
     {
@@ -330,7 +330,7 @@ fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     for state in DraftState::ALL {
         note(store.list(state).map(|_| ()));
     }
-    let all = DraftQuery { limit: 1_000, ..DraftQuery::default() };
+    let all = DraftQuery::default().limit(1_000);
     match store.query(&all) {
         Ok(records) => {
             for record in records.rows.iter().take(20) {
@@ -464,7 +464,7 @@ fn a_damaged_file_gives_an_error_or_a_store_every_time() {
 fn assert_one_schema(path: &Path, drafts: i64) {
     let expected: i64 = {
         let connection = Connection::open_in_memory().unwrap();
-        connection.execute_batch(include_str!("../../migrations/0001_drafts.sql")).unwrap();
+        connection.execute_batch(include_str!("../../migrations/0002_drafts.sql")).unwrap();
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap()
     };
     let connection = Connection::open(path).unwrap();
@@ -477,7 +477,7 @@ fn assert_one_schema(path: &Path, drafts: i64) {
             |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
         )
         .unwrap();
-    assert_eq!(found, (expected, drafts, 1, 0x6472_6671, "wal".to_owned()));
+    assert_eq!(found, (expected, drafts, 2, 0x6472_6671, "wal".to_owned()));
     drop(connection);
     assert_whole(path);
 }

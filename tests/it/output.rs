@@ -60,6 +60,15 @@ fn the_time_of_a_list_is_linear_in_what_it_shows() {
 }
 
 #[test]
+fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
+    let sandbox = Sandbox::new();
+    drafts_with(&sandbox, 1, "'one' || char(10) || 'two' || char(9) || 'three'", "NULL");
+    let ran = sandbox.draftq(["list"]);
+    assert!(ran.expect(0).out().contains(r"one\ntwo\tthree"), "{}", ran.out());
+    assert_eq!(ran.out().lines().count(), 2, "{}", ran.out());
+}
+
+#[test]
 fn a_list_holds_no_more_than_it_shows() {
     let sandbox = Sandbox::new();
     let drafts = setting("DRAFTQ_TEST_LIST_ROWS", 400);
@@ -221,22 +230,24 @@ fn what_is_stored_is_said_when_it_cannot_be_printed() {
     for (format, text) in [("--json", "one"), ("--format=text", "two")] {
         let said = full(&["submit", format, "--text", text], "");
         let id = draft(text).id().to_hex();
-        assert!(said.contains(&format!("draft {id} is stored all the same")), "{said}");
+        assert!(said.contains(&format!("but draft {id} is stored")), "{said}");
         assert_eq!(sandbox.show(&id)["raw_text"], text);
     }
     let lines: String = (0..3000).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
     for format in ["--json", "--format=text"] {
         for more in [&[][..], &["--atomic"]] {
             let said = full(&[&["submit", format, "--jsonl=-"][..], more].concat(), &lines);
-            assert!(said.contains("3000 drafts are stored all the same"), "{said}");
+            assert!(said.contains("but 3000 drafts are stored"), "{said}");
         }
     }
     assert_eq!(sandbox.draftq(["stats", "--json"]).json()["drafts"], 3002);
     sandbox.file("notes/a.md", "a note");
     let said = full(&["sweep", "notes"], "");
-    assert!(said.contains("1 draft is stored all the same"), "{said}");
+    assert!(said.contains("but 1 draft is stored"), "{said}");
     let id = draft("one").id().to_hex();
-    assert!(full(&["requeue", &id], "").contains("requeued all the same"));
+    sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0);
+    assert!(full(&["requeue", &id], "").contains("but 1 draft was requeued"));
+    assert!(full(&["requeue", &id], "").contains("nothing was requeued"));
 
     // Whoever reads the answers may stop: all drafts are taken, and nobody complains.
     let (reader, writer) = std::io::pipe().unwrap();

@@ -135,7 +135,7 @@ fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
     assert!(fs::metadata(beside(&path, "-wal")).unwrap().len() > 0, "there is an old -wal");
     fs::rename(&new, &path).unwrap();
     assert!(watch.tells("was removed or replaced") < NOTICE);
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     for draft in &drafts {
         watch.accepts(&draft.id().to_hex());
     }
@@ -166,12 +166,12 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
     assert!(watch.tells("was removed or replaced") < NOTICE);
     assert!(!path.exists(), "it was made anew");
     assert_eq!(submit(&path, "of the new file"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.accepts(&id("of the new file"));
     // And once more, with the old -wal and -shm lying there and no time to notice.
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "at once"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.accepts(&id("at once"));
     // A file of another program is told of once, and waited out.
     fs::remove_file(&path).unwrap();
@@ -180,7 +180,7 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
     watch.tells("not a database this draftq can use");
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "the last"), Some(0));
-    watch.tells("opened the database");
+    watch.tells("opened the new database");
     watch.end();
     assert_whole(&path);
 }
@@ -268,7 +268,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
     let mut watch = Watch::start(&path);
     watch.accepts(&kept.id().to_hex());
     let other = Connection::open(&path).unwrap();
-    other.pragma_update(None, "user_version", 2).unwrap();
+    other.pragma_update(None, "user_version", 3).unwrap();
     let count = || -> (i64, i64) {
         let sql = "SELECT (SELECT count(*) FROM drafts), (SELECT count(*) FROM history)";
         other.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
@@ -277,7 +277,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
     let refused = |result: Result<(), LibrarianError>| {
         let error = result.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ForeignDatabase, "{error:?}");
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
     };
     refused(store.submit(&draft("one")).map(drop));
     refused(store.submit_many(&[draft("two"), draft("three")]).map(drop));
@@ -289,7 +289,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
         .execute("UPDATE drafts SET state = 'pending', decision = NULL", [])
         .expect("a move by hand");
     let moved = count();
-    watch.tells("version 2");
+    watch.tells("version 3");
     assert_eq!(count(), moved);
 }
 
@@ -369,7 +369,7 @@ fn nothing_acknowledged_is_lost_while_the_file_is_replaced_fifty_times() {
                 thread::yield_now();
             }
             if number % 10 == 0 {
-                watch.tells("opened the database");
+                watch.tells("opened the new database");
             }
             // SQLite leaves the -wal behind of a file that is moved in the very moment in which the
             // last process closes it. So one has it open.

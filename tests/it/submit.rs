@@ -262,7 +262,7 @@ fn bad_lines_are_named_and_what_stands_before_them_goes_in() {
         }
         let last = ran.err().lines().last().unwrap();
         let kept = match taken {
-            0 => "nothing was taken",
+            0 => "nothing was stored",
             _ => "1 draft before that is stored; submit the file again",
         };
         for part in ["7 bad lines, the first is line 2", kept, "--skip-bad"] {

@@ -104,8 +104,9 @@ fn without_mark(line: &[u8]) -> &[u8] {
     line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line)
 }
 
-/// Whether an earlier line is, or was meant as, an answer: it has a key that only answers have. A
-/// broken object with such a key counts as well.
+/// Whether an earlier line is, or was meant as, an answer: it has a key that only answers have, an
+/// error object, or a decision under a misspelt key that begins like `decision`. A broken object
+/// with a key of an answer counts as well.
 fn looks_like_an_answer(line: &[u8]) -> bool {
     let line = without_mark(line);
     if !line.starts_with(b"{") {
@@ -116,11 +117,18 @@ fn looks_like_an_answer(line: &[u8]) -> bool {
         ["decision", "unavailable"].iter().any(|telling| key.eq_ignore_ascii_case(telling))
     };
     match serde_json::from_str::<Entries<'_>>(&line) {
-        Ok(Entries(entries)) if entries.len() <= MAX_KEYS => {
-            entries.iter().any(|(key, _)| is_telling(key))
-        }
+        Ok(Entries(entries)) if entries.len() <= MAX_KEYS => entries.iter().any(|(key, value)| {
+            is_telling(key)
+                || (key == "error" && value.get().starts_with('{'))
+                || (key.starts_with(['d', 'D']) && is_a_decision(value))
+        }),
         _ => line.split('"').any(is_telling),
     }
+}
+
+fn is_a_decision(value: &RawValue) -> bool {
+    serde_json::from_str::<String>(value.get())
+        .is_ok_and(|word| DraftProcessingDecision::parse(&word).is_some())
 }
 
 /// The keys of an object and their values, in order and with duplicates. Beyond [`MAX_KEYS`], one

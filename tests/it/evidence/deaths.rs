@@ -121,6 +121,31 @@ fn without_its_lock_file_age_decides() {
     assert_eq!((&summary["recovered_processing"], &summary["accepted"]), (&json!(1), &json!(1)));
 }
 
+/// A runner whose lock file is deleted while it waits makes another before it claims again.
+#[test]
+fn a_waiting_runner_whose_lock_file_is_deleted_is_not_taken_for_dead() {
+    let mut scene = Scene::new();
+    scene.store.submit(&draft("first")).unwrap();
+    let mut command =
+        scene.bench.command(["watch", "--json", "-q", "--exit-code", "--", "sh", "-c", PROGRAM]);
+    command.env("HAVE", &scene.have.path).env("LEAVE", &scene.leave.path);
+    let mut watch = Process::start_piped(&mut command);
+    let mut reports = watch.child().stdout.take().unwrap();
+    let mut unread = Vec::new();
+    scene.have.line();
+    scene.leave.say("");
+    next_line(&mut reports, &mut unread, HANG).unwrap();
+    std::fs::remove_dir_all(scene.bench.locks()).unwrap();
+    scene.store.submit(&draft("second")).unwrap();
+    scene.have.line();
+    assert_eq!(scene.recovered(None), 0, "it lives, and holds the draft");
+    scene.leave.say("");
+    let report = next_line(&mut reports, &mut unread, HANG).unwrap();
+    assert!(report.contains("\"lost_claims\":0"), "{report}");
+    watch.signal(Signal::TERM);
+    assert_eq!(watch.output().status.code(), Some(0));
+}
+
 #[test]
 fn a_pid_that_is_used_again_proves_nothing() {
     let mut scene = Scene::new();

@@ -63,6 +63,9 @@ fn a_second_answer_is_refused_in_whatever_shape() {
         r#"{"decision":"quarantined",}"#,
         r#"{"decision":"quarantined""#,
         r#"{"unavailable":"why"}"#,
+        r#"{"decison":"quarantined"}"#,
+        r#"{"Decission":"failed","note":"x"}"#,
+        r#"{"error":{"class":"model","message":"x"}}"#,
         "\u{feff}{\"decision\":\"quarantined\"}",
     ] {
         let message = refused(format!("{earlier}\nsome\n{{\"decision\":\"accepted\"}}\n"));

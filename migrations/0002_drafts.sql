@@ -124,6 +124,9 @@ CREATE TABLE drafts (
         CHECK (context_tags = '[]'
                OR (json_valid(context_tags) AND json_type(context_tags) = 'array'
                    AND instr(CAST(context_tags AS BLOB), x'00') = 0)),
+    -- Who imported the draft from another inbox; NULL: it was submitted here.
+    imported_by      TEXT
+        CONSTRAINT "imported_by is a name" CHECK (imported_by IS NULL OR imported_by <> ''),
     -- The id of the draft that this one replaces: a corrected text is a new draft.
     supersedes       TEXT
         CONSTRAINT "supersedes is an id"
@@ -150,6 +153,8 @@ CREATE TABLE drafts (
         CONSTRAINT "output is JSON"
         CHECK (output IS NULL
                OR (json_valid(output) AND instr(CAST(output AS BLOB), x'00') = 0)),
+    -- What a program wrote to standard error as it decided, if that was to be kept.
+    stderr           TEXT,
     -- What the last attempt used, as its processor said: a JSON object of numbers such as
     -- input_tokens, output_tokens and cost_usd.
     usage            TEXT
@@ -167,6 +172,57 @@ CREATE TABLE draft_texts (
     seq      INTEGER PRIMARY KEY,  -- drafts.seq
     raw_text TEXT NOT NULL
 ) STRICT;
+
+-- What a processor has saved of its work on a draft that it has not decided yet; handed back when
+-- the draft is tried again, and deleted with the decision.
+CREATE TABLE checkpoints (
+    seq        INTEGER PRIMARY KEY,  -- drafts.seq
+    checkpoint TEXT NOT NULL
+        CONSTRAINT "checkpoint is JSON" CHECK (json_valid(checkpoint)),
+    saved_at   INTEGER NOT NULL
+) STRICT;
+
+-- The history that an imported draft had in the inbox that it came from: a JSON array of events.
+CREATE TABLE imported_histories (
+    seq    INTEGER PRIMARY KEY,  -- drafts.seq
+    events TEXT NOT NULL
+        CONSTRAINT "events is a JSON array"
+        CHECK (json_valid(events) AND json_type(events) = 'array')
+) STRICT;
+
+-- What a pruned draft leaves behind, so that the same draft is not staged again.
+CREATE TABLE pruned_drafts (
+    id        TEXT PRIMARY KEY
+        CONSTRAINT "id is 16 lower-case hexadecimal digits"
+        CHECK (length(CAST(id AS BLOB)) = 16 AND id NOT GLOB '*[^0-9a-f]*'),
+    -- The state in which it was.
+    state     TEXT NOT NULL
+        CONSTRAINT "state is a terminal state"
+        CHECK (state IN ('accepted', 'skipped', 'failed', 'quarantined')),
+    pruned_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- While a hold is in force no runner of that processor claims anything.
+CREATE TABLE holds (
+    -- The processor's name (runners.processor); '': all processors.
+    processor   TEXT NOT NULL,
+    -- operator    somebody paused it
+    -- processor   the processor asked for it, such as for a rate limit
+    -- breaker     its results were errors alike, one after the other
+    kind        TEXT NOT NULL
+        CONSTRAINT "kind is a known kind of hold"
+        CHECK (kind IN ('operator', 'processor', 'breaker')),
+    set_by      TEXT NOT NULL,
+    set_at      INTEGER NOT NULL,
+    -- When it ends by itself; NULL: when somebody ends it.
+    until       INTEGER,
+    reason      TEXT,
+    -- For the breaker: how often a draft was tried since it tripped, and when the next one is.
+    tries       INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "tries is a count" CHECK (tries BETWEEN 0 AND 1000000000),
+    next_try_at INTEGER,
+    PRIMARY KEY (processor, kind)
+) STRICT, WITHOUT ROWID;
 
 -- What can be claimed now, in the order of claims (an index's last column is the rowid, seq).
 -- Drafts that are not yet due and finished ones are not in it, so they cost a claim nothing.
@@ -189,6 +245,7 @@ CREATE TABLE runners (
         CONSTRAINT "id is a positive number" CHECK (id BETWEEN 1 AND 1000000000000000),
     pid               INTEGER NOT NULL
         CONSTRAINT "pid is a process id" CHECK (pid BETWEEN 0 AND 4294967295),
+    -- Where it runs, for people. Whether it lives, its lock alone says.
     host              TEXT NOT NULL,
     boot_id           TEXT NOT NULL,
     program           TEXT NOT NULL,
@@ -218,6 +275,7 @@ CREATE TABLE history (
         CONSTRAINT "seq is a positive number" CHECK (seq BETWEEN 1 AND 1000000000000000),
     draft       INTEGER NOT NULL,  -- drafts.seq
     -- submitted   NULL to pending
+    -- imported    NULL to any state, from another inbox; decided_by says who imported it
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
@@ -231,7 +289,7 @@ CREATE TABLE history (
     -- deleted     the draft was deleted with its events; only this row is left of it
     event       TEXT NOT NULL
         CONSTRAINT "event is a known event"
-        CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
+        CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'imported' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
                WHEN 'deferred' THEN 1 WHEN 'released' THEN 1 WHEN 'recovered' THEN 1
                WHEN 'exhausted' THEN 1 WHEN 'requeued' THEN 1 WHEN 'resolved' THEN 1
                WHEN 'errored' THEN 1 WHEN 'refused' THEN 1 WHEN 'deleted' THEN 1 ELSE 0 END),
@@ -270,6 +328,7 @@ FROM drafts JOIN draft_texts USING (seq);
 
 CREATE TRIGGER submissions_insert_draft_and_text INSTEAD OF INSERT ON submissions
 WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
+ AND NOT EXISTS (SELECT 1 FROM pruned_drafts WHERE id = NEW.id)
 BEGIN
     -- Checked here, because OR IGNORE in the outer statement skips a constraint.
     SELECT RAISE(ABORT, 'draftq: illegal insert: a draft needs a text that is not blank')
@@ -287,11 +346,46 @@ BEGIN
     VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
 END;
 
+-- The way in for a draft of another inbox, in the state that it has there. It is marked for ever
+-- with who imported it (imported_by), and its history here begins with that import. What happened
+-- to it before is kept beside it, as a JSON array; NULL for none.
+CREATE VIEW imports AS
+SELECT id, state, submitted_at, source_surface, source_agent, source_project, operator,
+       provenance_uri, context_tags, supersedes, decision, decided_by, note, output, usage,
+       updated_at, revision, raw_text, imported_by, events
+FROM drafts JOIN draft_texts USING (seq) LEFT JOIN imported_histories USING (seq)
+WHERE imported_by IS NOT NULL;
+
+CREATE TRIGGER imports_insert_draft_text_and_history INSTEAD OF INSERT ON imports
+WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: an imported draft needs imported_by, the name of who imports it')
+    WHERE ifnull(NEW.imported_by, '') = '';
+    SELECT RAISE(ABORT, 'draftq: illegal insert: a draft needs a text that is not blank')
+    WHERE ifnull(trim(NEW.raw_text, char(9, 10, 13, 32)), '') = '';
+    INSERT INTO drafts (seq, id, state, submitted_at, source_surface, source_agent,
+                        source_project, operator, provenance_uri, context_tags, supersedes,
+                        decision, decided_by, note, output, usage, updated_at, revision,
+                        text_bytes, imported_by)
+    VALUES (ifnull((SELECT draft FROM history ORDER BY draft DESC LIMIT 1), 0) + 1,
+            NEW.id, NEW.state, NEW.submitted_at, NEW.source_surface, NEW.source_agent,
+            NEW.source_project, NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'),
+            NEW.supersedes, NEW.decision, NEW.decided_by, NEW.note, NEW.output, NEW.usage,
+            ifnull(NEW.updated_at, ifnull(NEW.submitted_at, 0)), ifnull(NEW.revision, 0),
+            length(CAST(NEW.raw_text AS BLOB)), NEW.imported_by);
+    INSERT INTO draft_texts (seq, raw_text)
+    VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
+    INSERT INTO imported_histories (seq, events)
+    SELECT seq, NEW.events FROM drafts WHERE id = NEW.id AND NEW.events IS NOT NULL;
+    -- Deleting what a pruned draft left behind: it is here again.
+    DELETE FROM pruned_drafts WHERE id = NEW.id;
+END;
+
 -- INSERT OR REPLACE would delete the existing row without firing triggers, so an existing id is
 -- ignored. NEW.seq is -1 here if the statement names none.
 CREATE TRIGGER drafts_start_as_pending BEFORE INSERT ON drafts
 WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
-  OR NEW.state <> 'pending'
+  OR (NEW.state <> 'pending' AND (NEW.imported_by IS NULL OR NEW.state = 'processing'))
   OR NEW.due_at <> 0
   OR NEW.claims <> 0
   OR (NEW.context_tags <> '[]'
@@ -301,7 +395,8 @@ WHEN EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
 BEGIN
     SELECT RAISE(IGNORE) WHERE EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id);
     SELECT RAISE(ABORT, 'draftq: illegal move: a draft starts as pending, due and unclaimed')
-    WHERE NEW.state <> 'pending' OR NEW.due_at <> 0 OR NEW.claims <> 0;
+    WHERE (NEW.state <> 'pending' AND (NEW.imported_by IS NULL OR NEW.state = 'processing'))
+       OR NEW.due_at <> 0 OR NEW.claims <> 0;
     SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq and takes the text')
     WHERE NEW.seq < 0;
     SELECT RAISE(ABORT, 'draftq: illegal insert: context_tags is an array of strings, written without \u escapes of surrogates');
@@ -312,8 +407,9 @@ BEGIN
     -- The draft of the last event has the last seq that was given, also if it is deleted by now.
     SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq and takes the text')
     WHERE NEW.seq <> ifnull((SELECT draft FROM history ORDER BY draft DESC LIMIT 1), 0) + 1;
-    INSERT INTO history (draft, event, to_state, at, by_hand)
-    VALUES (NEW.seq, 'submitted', NEW.state,
+    INSERT INTO history (draft, event, to_state, decided_by, at, by_hand)
+    VALUES (NEW.seq, CASE WHEN NEW.imported_by IS NULL THEN 'submitted' ELSE 'imported' END,
+            NEW.state, NEW.imported_by,
             CASE WHEN NEW.revision <> 0 THEN NEW.updated_at
                  ELSE CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) END,
             NEW.revision = 0);
@@ -416,33 +512,38 @@ BEGIN
         CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL
                   AND NEW.errors + NEW.crashes > OLD.errors + OLD.crashes
              THEN NEW.last_error END,
+        -- It continues a sum if nothing but claims and releases has happened since.
         CASE WHEN NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
-             THEN NEW.defers_in_a_row - 20 END,
+             THEN ifnull((SELECT repeats FROM history
+                          WHERE draft = NEW.seq AND event NOT IN ('claimed', 'released')
+                          ORDER BY seq DESC LIMIT 1), 0) + 1 END,
         NEW.revision = OLD.revision
     );
+    DELETE FROM checkpoints
+    WHERE NEW.state <> 'pending' AND NEW.state <> 'processing' AND seq = NEW.seq;
 END;
 
 -- A draft that is deferred for ever leaves a bounded number of rows: the new row replaces the one
--- that stood for one deferral fewer, and the claim between them.
+-- that stood for one deferral fewer, and the claims and releases between them.
 CREATE TRIGGER history_sums_up_deferrals AFTER INSERT ON history
 WHEN NEW.repeats > 1
 BEGIN
     DELETE FROM history
-    WHERE draft = NEW.draft AND event = 'claimed' AND seq < NEW.seq
+    WHERE draft = NEW.draft AND seq < NEW.seq
       AND seq > (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
+                 WHERE draft = NEW.draft AND seq < NEW.seq
+                   AND event NOT IN ('claimed', 'released')
                  ORDER BY seq DESC LIMIT 1);
     DELETE FROM history
     WHERE seq = (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq AND repeats = NEW.repeats - 1
-                 ORDER BY seq DESC LIMIT 1);
+                 WHERE draft = NEW.draft AND seq < NEW.seq ORDER BY seq DESC LIMIT 1);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
 
 CREATE TRIGGER drafts_identity_is_fixed
 BEFORE UPDATE OF id, submitted_at, text_bytes, source_surface, source_agent, source_project,
-                 operator, provenance_uri, context_tags, supersedes ON drafts
+                 operator, provenance_uri, context_tags, supersedes, imported_by ON drafts
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft');
 END;
@@ -457,6 +558,7 @@ END;
 CREATE TRIGGER drafts_delete_text_and_history AFTER DELETE ON drafts
 BEGIN
     DELETE FROM draft_texts WHERE seq = OLD.seq;
+    DELETE FROM imported_histories WHERE seq = OLD.seq;
     INSERT INTO history (draft, event, from_state, at, by_hand)
     VALUES (OLD.seq, 'deleted', OLD.state,
             CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER), 0);
@@ -483,6 +585,24 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: a text is deleted with its draft; delete from drafts');
 END;
 
+CREATE TRIGGER imported_histories_are_written_once BEFORE INSERT ON imported_histories
+WHEN EXISTS (SELECT 1 FROM imported_histories WHERE seq = NEW.seq)
+  OR NOT EXISTS (SELECT 1 FROM drafts WHERE seq = NEW.seq AND imported_by IS NOT NULL)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal insert: an imported history is inserted with its draft; insert into imports');
+END;
+
+CREATE TRIGGER imported_histories_are_fixed BEFORE UPDATE ON imported_histories
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal edit: an imported history is fixed');
+END;
+
+CREATE TRIGGER imported_histories_are_deleted_with_their_draft BEFORE DELETE ON imported_histories
+WHEN EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.seq)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal delete: an imported history is deleted with its draft; delete from drafts');
+END;
+
 -- A row continues its draft's history: it leaves the state that the row before it reached, and
 -- reaches the state in which the draft is. So a row that is typed by hand is refused.
 CREATE TRIGGER history_continues BEFORE INSERT ON history
@@ -505,16 +625,19 @@ END;
 -- last event of all and that of the last draft stay, so that no seq is given twice.
 CREATE TRIGGER history_is_deleted_with_its_draft BEFORE DELETE ON history
 WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
-      AND NOT ifnull(CASE OLD.event
-          WHEN 'claimed' THEN
-              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq < OLD.seq
-               ORDER BY seq DESC LIMIT 1) IS NOT NULL
-              AND (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
-                   ORDER BY seq LIMIT 1) > 1
-          WHEN 'deferred' THEN
-              (SELECT repeats FROM history WHERE draft = OLD.draft AND seq > OLD.seq
-               ORDER BY seq LIMIT 1) = OLD.repeats + 1
-          END, 0))
+      -- The next row that is no claim or release is a sum that continues the one before it.
+      AND NOT ifnull(
+          CASE WHEN OLD.event IN ('claimed', 'released')
+                   THEN (SELECT repeats FROM history
+                         WHERE draft = OLD.draft AND seq < OLD.seq
+                           AND event NOT IN ('claimed', 'released')
+                         ORDER BY seq DESC LIMIT 1)
+               WHEN OLD.event = 'deferred' THEN OLD.repeats
+          END + 1
+          = (SELECT repeats FROM history
+             WHERE draft = OLD.draft AND seq > OLD.seq
+               AND event NOT IN ('claimed', 'released')
+             ORDER BY seq LIMIT 1), 0))
   OR NOT EXISTS (SELECT 1 FROM history WHERE seq > OLD.seq)
   OR NOT EXISTS (SELECT 1 FROM history WHERE draft >= OLD.draft AND seq <> OLD.seq)
 BEGIN
@@ -526,7 +649,7 @@ END;
 -- Every draft without its text, times in ISO 8601.
 CREATE VIEW draft_overview AS
 SELECT seq, id, state, decision, decided_by, note, output, usage,
-       claims, errors, crashes, defers, last_error_class, last_error,
+       claims, errors, crashes, defers, last_error_class, last_error, imported_by,
        strftime('%Y-%m-%dT%H:%M:%fZ', submitted_at / 1000.0, 'unixepoch') AS submitted,
        strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1000.0, 'unixepoch') AS updated,
        strftime('%Y-%m-%dT%H:%M:%fZ', claimed_at / 1000.0, 'unixepoch') AS claimed,

@@ -1,13 +1,12 @@
-//! Completions for shells.
+//! `draftq completions`: completion scripts for shells.
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
 
-use super::Arguments;
 use super::failure::Failure;
-use super::render::Output;
+use super::output::Output;
 
 /// Print a completion script for a shell.
 #[derive(Debug, Args)]
@@ -15,14 +14,15 @@ use super::render::Output;
 Example:
   draftq completions bash > ~/.local/share/bash-completion/completions/draftq")]
 pub struct Completions {
-    /// Which shell.
+    /// The shell to complete commands in.
     shell: Shell,
 }
 
 impl Completions {
-    pub fn run(self) -> Result<ExitCode, Failure> {
+    /// Print the script for `command`, the whole command line.
+    pub fn run(self, mut command: clap::Command) -> Result<ExitCode, Failure> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Arguments::command(), "draftq", &mut script);
+        clap_complete::generate(self.shell, &mut command, "draftq", &mut script);
         Output::new(false).bytes(&script)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,0 +1,110 @@
+//! `draftq watch`: process what is pending, and what comes in, until a signal ends it.
+
+use std::num::NonZeroU64;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use draftq::{ErrorKind, LibrarianError, RunReport, WatchEvent};
+
+use super::arguments::{one_or_more, seconds};
+use super::context::Context;
+use super::failure::Failure;
+use super::messages::message;
+use super::output::Output;
+use super::processing::Processing;
+use super::summary::{RunDocument, to_text};
+
+/// A line of output lists at most this many drafts, so that the memory of a watch is bounded.
+const MAX_ITEMS: usize = 1_000;
+
+/// Process the pending drafts, and wait for more, until a signal.
+///
+/// The signals are SIGINT, SIGTERM, SIGHUP and SIGQUIT. Prints a line for each iteration that did
+/// something. After an error it goes on.
+#[derive(Debug, Args)]
+#[command(override_usage = "draftq watch [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
+#[command(after_help = "\
+Examples:
+  draftq watch -- ./judge
+  nohup draftq watch -- ./judge >> decisions.log &
+  draftq watch --poll-secs 5 --json -- ./judge | jq .summary.accepted")]
+pub struct Watch {
+    /// Start an iteration at least this often. A new draft starts one at once.
+    #[arg(long, value_name = "SECS", default_value = "30")]
+    #[arg(value_parser = one_or_more::<NonZeroU64>)]
+    poll_secs: NonZeroU64,
+    /// End after this many iterations.
+    #[arg(long, value_name = "N", value_parser = one_or_more::<NonZeroU64>)]
+    iterations: Option<NonZeroU64>,
+    #[command(flatten)]
+    processing: Processing,
+}
+
+impl Watch {
+    pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
+        let mut processors = self.processing.processors()?;
+        let store = context.store()?;
+        let cancellation = self.processing.cancellation_by_signal()?;
+        let runner =
+            self.processing.runner(&store, processors.name, &cancellation).most_items(MAX_ITEMS);
+        // If the file is replaced, the runner must be able to close it.
+        drop(store);
+        let output = context.output_for_scripts();
+        let (name, poll_interval) = (processors.name, seconds(self.poll_secs.get()));
+        let iterations = self.iterations.map(NonZeroU64::get);
+        runner.watch(&mut processors.workers, poll_interval, iterations, |event| {
+            match event {
+                WatchEvent::Ran { report, took } => {
+                    self.print(output, name, &report, took)?;
+                    report.stopped_by.map(go_on_after).transpose()?;
+                }
+                WatchEvent::Failed(error) => go_on_after(error)?,
+                // Any error: somebody may be creating the file at this moment.
+                WatchEvent::CannotReopen(error) => report_and_go_on(&error),
+                WatchEvent::Replaced { path } => message(&format!(
+                    "draftq: the database {} was removed or replaced; closed it, and waiting for \
+                     a new one",
+                    path.display()
+                )),
+                WatchEvent::Reopened { path } => {
+                    message(&format!("draftq: opened the new database {}", path.display()));
+                }
+                // A newer library may tell more.
+                _ => {}
+            }
+            Ok::<(), Failure>(())
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn print(
+        &self,
+        output: Output,
+        processor: &str,
+        report: &RunReport,
+        took: Duration,
+    ) -> Result<(), Failure> {
+        let summary = &report.summary;
+        if !summary.did_something() {
+            return Ok(());
+        }
+        if output.is_json() {
+            return output.json(&RunDocument { processor, summary, sweep: None });
+        }
+        output.text(&to_text(summary, took, self.processing.stale_after()))
+    }
+}
+
+/// Go on after an error of an iteration, except if the file must not be used any more.
+fn go_on_after(error: LibrarianError) -> Result<(), Failure> {
+    if error.kind() == ErrorKind::ForeignDatabase {
+        return Err(error.into());
+    }
+    report_and_go_on(&error);
+    Ok(())
+}
+
+fn report_and_go_on(error: &LibrarianError) {
+    message(&format!("draftq: {error}; the watch goes on"));
+}
