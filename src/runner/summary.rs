@@ -205,7 +205,7 @@ impl DraftRunSummary {
 }
 
 /// A run's summary, and the error that ended the run early, if there is one.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug)]
 #[must_use = "the report may hold the error that ended the run early"]
 #[non_exhaustive]
 pub struct RunReport {
