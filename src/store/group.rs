@@ -149,8 +149,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::draft::{DraftMetadata, DraftSourceSurface};
     use crate::state::DraftState;
+    use crate::{DraftMetadata, DraftSourceSurface};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
