@@ -14,10 +14,15 @@ use crate::harness::{Sandbox, draft, finish, setting};
 
 /// The most memory that a process has had so far, in MiB.
 pub fn peak_mib(child: &Child) -> u64 {
+    peak_mib_unless_ended(child).unwrap()
+}
+
+/// The same, or `None` of a process that has ended and was not waited for.
+pub fn peak_mib_unless_ended(child: &Child) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
-    kib / 1024
+    Some(kib / 1024)
 }
 
 /// So many drafts, each with this SQL expression as its note and that as its output. A note can

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::harness::{Sandbox, draft, finish, have, setting};
-use crate::output::peak_mib;
+use crate::output::peak_mib_unless_ended;
 
 fn ids(sandbox: &Sandbox, args: &[&str]) -> Vec<String> {
     let args = [&["list", "--json", "--oldest"], args].concat();
@@ -325,9 +325,11 @@ fn peak_over(sandbox: &Sandbox, args: &[&str]) -> (usize, u64) {
     for line in BufReader::new(stdout).lines() {
         line.unwrap();
         lines += 1;
-        // The last lines are in the pipe when it ends, and a process that has ended has no peak.
-        if lines % 100 == 1 && child.try_wait().unwrap().is_none() {
-            peak = peak.max(peak_mib(&child));
+        // The last lines may still be in the pipe when it has ended.
+        if lines % 100 == 1
+            && let Some(mib) = peak_mib_unless_ended(&child)
+        {
+            peak = peak.max(mib);
         }
     }
     assert!(child.wait().unwrap().success());
