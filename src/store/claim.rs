@@ -477,6 +477,22 @@ mod tests {
         assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [0; 0]);
     }
 
+    /// Or a run would ask for it for ever.
+    #[test]
+    fn a_snapshot_whose_last_draft_another_took_is_used_up() {
+        let (_directory, store) = store(&["a", "b"]);
+        let (runner, other) =
+            (store.register_runner("test").unwrap(), store.register_runner("other").unwrap());
+        let mut snapshot = store.pending_snapshot().unwrap();
+        assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 1, true).0, [1]);
+        let mut theirs = store.pending_snapshot().unwrap();
+        assert_eq!(claim_up_to(&store, &other, &mut theirs, 1, true).0, [2]);
+        assert!(!snapshot.is_used_up());
+        let nothing = claim_up_to(&store, &runner, &mut snapshot, 1, true);
+        assert_eq!(nothing, (vec![], false, Next::Nothing));
+        assert!(snapshot.is_used_up());
+    }
+
     #[test]
     fn a_runner_that_ended_claims_nothing() {
         let (_directory, store) = store(&["a"]);

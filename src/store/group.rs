@@ -142,3 +142,87 @@ impl Drop for Lead<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{scope, yield_now};
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::state::DraftState;
+    use crate::{DraftMetadata, DraftSourceSurface};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn draft(text: &str) -> Draft {
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        Draft::with_metadata(text.to_owned(), metadata)
+    }
+
+    /// A thread comes while another leads, and waits until what `led` does with the lead.
+    fn follow(limit: Duration, led: impl FnOnce(Lead<'_>, &Group)) -> (Role, Group) {
+        let group = Group::default();
+        assert!(matches!(group.join(&draft("first"), limit), Role::Leader { .. }));
+        let role = scope(|scope| {
+            let follower = scope.spawn(|| group.join(&draft("second"), limit));
+            while group.lock().followers == 0 {
+                yield_now();
+            }
+            led(Lead::new(&group), &group);
+            follower.join().unwrap()
+        });
+        (role, group)
+    }
+
+    #[test]
+    fn the_next_leader_has_its_draft_to_itself() {
+        let (role, group) = follow(HOUR, |lead, _| drop(lead));
+        assert!(matches!(role, Role::Leader { .. }), "{role:?}");
+        assert!(group.take_waiting(10).is_empty());
+    }
+
+    #[test]
+    fn who_has_waited_long_enough_fails_with_a_busy_leader_and_nobody_else() {
+        let (role, group) = follow(Duration::ZERO, |lead, _| lead.fail_busy());
+        assert!(matches!(role, Role::Busy { .. }), "{role:?}");
+        assert!(group.take_waiting(10).is_empty());
+        let (role, _) = follow(HOUR, |lead, _| lead.fail_busy());
+        assert!(matches!(role, Role::Leader { .. }), "{role:?}");
+    }
+
+    #[test]
+    fn who_was_taken_along_hears_from_that_leader() {
+        let submission = |id| Submission { id, state: DraftState::Pending, created: true };
+        let (role, _) = follow(Duration::ZERO, |lead, group| {
+            let taken = group.take_waiting(10);
+            // An earlier leader fails meanwhile.
+            lead.fail_busy();
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(50) {
+                group.changed.notify_all();
+            }
+            lead.serve(taken.iter().map(|(ticket, draft)| (*ticket, Some(submission(draft.id())))));
+        });
+        assert!(matches!(role, Role::Served(it) if it.id == draft("second").id()), "{role:?}");
+        // If the leader failed, the next one leads, with the same draft.
+        let (role, group) = follow(HOUR, |lead, group| {
+            let taken = group.take_waiting(10);
+            lead.serve(taken.iter().map(|(ticket, _)| (*ticket, None)));
+        });
+        assert!(matches!(role, Role::Leader { .. }), "{role:?}");
+        assert!(group.take_waiting(10).is_empty());
+    }
+
+    #[test]
+    fn a_leader_takes_few_long_texts_along_and_at_least_one() {
+        let group = Group::default();
+        for (ticket, mib) in [(0, 3), (1, 3), (2, 6), (3, 1), (4, 1)] {
+            let text = "x".repeat(mib * 1024 * 1024);
+            group.lock().waiting.push((ticket, draft(&text)));
+        }
+        let taken = || -> Vec<u64> {
+            group.take_waiting(10).into_iter().map(|(ticket, _)| ticket).collect()
+        };
+        assert_eq!([taken(), taken(), taken(), taken()], [vec![0], vec![1], vec![2], vec![3, 4]]);
+    }
+}

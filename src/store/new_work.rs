@@ -41,3 +41,55 @@ impl DraftStore {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::state::DraftState;
+    use crate::{Draft, DraftMetadata, DraftSourceSurface};
+
+    #[test]
+    fn new_work_is_what_became_claimable_since_and_still_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        let draft = Draft::with_metadata("text".to_owned(), metadata);
+        let sql = Connection::open(store.path()).unwrap();
+        let mut seen = store.new_work(0).unwrap().last_event;
+        let mut now = || {
+            let found = store.new_work(seen).unwrap();
+            seen = found.last_event;
+            (found.work, store.new_work(seen).unwrap().work)
+        };
+        let hold = || {
+            store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+        };
+        let leave = |set: &str| {
+            let sets = "state = 'pending', claimed_at = NULL, claim_token = NULL";
+            sql.execute(&format!("UPDATE drafts SET {sets}, {set}"), []).unwrap();
+        };
+        store.submit(&draft).unwrap();
+        assert_eq!(now(), (true, false), "submitted");
+        hold();
+        assert_eq!(now(), (false, false));
+        leave("suspect = 0");
+        assert_eq!(now(), (true, false), "recovered");
+        hold();
+        leave("claims = claims - 1");
+        assert_eq!(now(), (true, false), "released");
+        hold();
+        leave("decision = 'deferred'");
+        assert_eq!(now(), (false, false), "a deferral is no work: it would be met for ever");
+        hold();
+        store.transition(draft.id(), DraftState::Processing, DraftState::Failed).unwrap();
+        store.requeue(&[draft.id()]).unwrap();
+        assert_eq!(now(), (true, false), "requeued");
+        leave("due_at = 1");
+        assert_eq!(store.new_work(0).unwrap().next_due_ms, Some(1));
+        assert!(!store.new_work(0).unwrap().work, "nothing can be claimed now");
+    }
+}

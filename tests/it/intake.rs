@@ -87,3 +87,18 @@ fn long_texts_among_short_ones_keep_their_places() {
     assert_eq!(store.list(DraftState::Pending).unwrap(), drafts);
     assert_whole(&directory.path().join("drafts.db"));
 }
+
+#[test]
+fn what_is_rejected_is_rejected_on_every_way_in() {
+    let (_directory, store) = store();
+    let blank = draft(" \n\t");
+    let rejected = |error: LibrarianError| matches!(error, LibrarianError::DraftRejected { .. });
+    assert!(rejected(store.submit(&blank).unwrap_err()));
+    assert!(rejected(store.submit_many([&draft("good"), &blank]).unwrap_err()));
+    let read = [draft("good"), blank.clone()].map(Ok::<_, LibrarianError>);
+    assert!(rejected(store.submit_while_reading(read).unwrap_err()));
+    let mut batches = store.batched_submit();
+    assert!(rejected(batches.push(blank).unwrap_err()));
+    assert!(batches.finish().unwrap().is_empty());
+    assert_eq!(store.stats().unwrap().drafts, 0);
+}

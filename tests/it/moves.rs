@@ -322,14 +322,17 @@ fn a_lock_file_stays_until_the_end_is_stored() {
 
 #[test]
 fn a_delay_is_one_however_short_it_is() {
-    let (_directory, store) = store();
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(from_unix_ms(3_600_000));
+    let store =
+        DraftStore::options().clock(clock).open(directory.path().join("drafts.db")).unwrap();
     let later = draft("a");
     store.submit(&later).unwrap();
     let runner = store.register_runner("test").unwrap();
     let outcome =
         Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(Duration::from_micros(1));
     store.finish(claim(&store, &runner), &outcome).unwrap();
-    assert!(store.record(later.id()).unwrap().0.due_at_unix_ms.is_some());
+    assert_eq!(store.record(later.id()).unwrap().0.due_at_unix_ms, Some(3_600_001));
 }
 
 /// Whoever tidies up leaves a lock that is held, also one of a runner that has no row yet, and the
@@ -588,23 +591,28 @@ fn a_requeue_begins_anew() {
 
 #[test]
 fn a_damaged_draft_is_charged_and_let_go_by_its_runner() {
-    let (_directory, store) = store();
-    let damaged = draft("damaged");
-    store.submit(&damaged).unwrap();
-    let sql = Connection::open(store.path()).unwrap();
-    sql.execute_batch("DROP TRIGGER draft_texts_are_fixed; UPDATE draft_texts SET raw_text = 'x'")
-        .unwrap();
-    let runner = store.register_runner("test").unwrap();
-    let mut snapshot = store.pending_snapshot().unwrap();
-    let claimed = store.claim_next(&runner, &mut snapshot).unwrap();
-    assert!(
-        matches!(claimed, Some(Claimed::Unreadable { id, .. }) if id == damaged.id()),
-        "{claimed:?}"
-    );
-    let row = "SELECT json_array(state, owner, claim_token IS NULL, errors, last_error_class) \
-               FROM drafts";
-    let row: String = sql.query_row(row, [], |row| row.get(0)).unwrap();
-    assert_eq!(row, r#"["processing",null,1,1,"damaged"]"#);
+    for damage in [
+        "DROP TRIGGER draft_texts_are_fixed; UPDATE draft_texts SET raw_text = 'x'",
+        // No part of the id, but of what a processor is given.
+        r#"DROP TRIGGER drafts_identity_is_fixed; UPDATE drafts SET context_tags = '["\ud800"]'"#,
+    ] {
+        let (_directory, store) = store();
+        let damaged = draft("damaged");
+        store.submit(&damaged).unwrap();
+        let sql = Connection::open(store.path()).unwrap();
+        sql.execute_batch(damage).unwrap();
+        let runner = store.register_runner("test").unwrap();
+        let mut snapshot = store.pending_snapshot().unwrap();
+        let claimed = store.claim_next(&runner, &mut snapshot).unwrap();
+        assert!(
+            matches!(claimed, Some(Claimed::Unreadable { id, .. }) if id == damaged.id()),
+            "{claimed:?}"
+        );
+        let row = "SELECT json_array(state, owner, claim_token IS NULL, errors, last_error_class) \
+                   FROM drafts";
+        let row: String = sql.query_row(row, [], |row| row.get(0)).unwrap();
+        assert_eq!(row, r#"["processing",null,1,1,"damaged"]"#, "{damage}");
+    }
 }
 
 #[test]
