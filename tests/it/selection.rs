@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use draftq::{
-    Draft, DraftProcessingDecision, DraftProcessor, DraftQuery, DraftState, LibrarianError, Runner,
-    unix_ms,
+    Claimed, Draft, DraftProcessingDecision, DraftProcessor, DraftQuery, DraftState,
+    LibrarianError, Runner, unix_ms,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -72,8 +72,15 @@ fn every_filter_selects() {
     sandbox.draftq(["run", "--", "sh", "-c", later]).expect(70);
     let pending = sandbox.submit("seven");
     let held = sandbox.submit("eight");
-    let id = held.parse().unwrap();
-    store.transition(id, DraftState::Pending, DraftState::Processing).unwrap();
+    let holder = store.register_runner("holder").unwrap();
+    let mut snapshot = store.pending_snapshot().unwrap();
+    let mut claim = || match store.claim_next(&holder, &mut snapshot).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        _ => panic!("nothing was claimed"),
+    };
+    // A claim that is given back is no attempt.
+    store.release(claim()).unwrap();
+    let _claim = claim();
     let everything = [&failed, &protocol, &old, &handoff, &skipped, &deferred, &pending, &held]
         .map(String::as_str);
     assert_eq!(ids(&sandbox, &[]), everything);
@@ -105,6 +112,7 @@ fn every_filter_selects() {
         (&["--decision=deferred"], &[&deferred]),
         (&["--decision=failed"], &[]),
         (&["--processor=exec"], &[&failed, &protocol, &old, &handoff, &deferred]),
+        (&["--processor=holder"], &[&held]),
         (&["--processor=judge"], &[&skipped]),
         (&["--processor=judge@2"], &[&skipped]),
         (&["--processor=judge@1"], &[]),
