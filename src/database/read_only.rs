@@ -167,6 +167,13 @@ impl Reader {
 
     /// An error of SQLite as one of this crate's. One that comes from an unreadable -wal says so.
     pub(super) fn explain(&self, error: TransactionError, doing: &'static str) -> LibrarianError {
+        // A rollback journal is used only until the database is in WAL mode, so its creation was cut
+        // short: nothing was stored yet, and the next command that writes completes it.
+        let cut_short = matches!(&error, TransactionError::Sqlite(rusqlite::Error::SqliteFailure(code, _))
+            if code.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK);
+        if cut_short {
+            return LibrarianError::NoDatabase { path: self.path.clone() };
+        }
         let wal = with_suffix(&self.path, "-wal");
         let unreadable = matches!(&error, TransactionError::Sqlite(error) if matches!(
             error.sqlite_error_code(),

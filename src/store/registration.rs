@@ -195,6 +195,8 @@ impl DraftStore {
         }
         *checked = Some(Instant::now());
         drop(checked);
+        // A runner may have died between its end and the removal of its file.
+        self.remove_free_lock_files();
         self.idle_dead_runners()
     }
 
