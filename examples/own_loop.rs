@@ -28,14 +28,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = env::args_os().nth(1).ok_or("name a database")?;
     let store = DraftStore::open(path)?;
     let cancellation = Cancellation::default();
-    // It listens from here on, so that a draft that is submitted during a run is not missed.
     let mut waiter = Waiter::new(&store)?;
     // Held for as long as this process claims drafts: it shows others that the process is alive.
     let runner = store.register_runner(RunnerInfo::new("own_loop").max_errors(3))?;
     while !cancellation.is_cancelled() {
+        // What is submitted from here on ends the wait below.
         waiter.mark()?;
-        let finished = run(&store, &runner, &cancellation)?;
-        waiter.found_work(finished > 0);
+        run(&store, &runner, &cancellation)?;
         waiter.wait(Instant::now() + POLL_INTERVAL, &cancellation)?;
     }
     Ok(())
@@ -46,12 +45,11 @@ fn run(
     store: &DraftStore,
     runner: &RunnerRegistration,
     cancellation: &Cancellation,
-) -> Result<usize, Box<dyn Error>> {
+) -> Result<(), Box<dyn Error>> {
     let stale_before = SystemTime::now().checked_sub(STALE_AFTER).unwrap_or(SystemTime::UNIX_EPOCH);
     store.recover(stale_before)?;
     store.release_due()?;
     let mut snapshot = store.pending_snapshot()?;
-    let mut finished = 0;
     while let Some(claimed) = store.claim_next(runner, &mut snapshot)? {
         let claim = match claimed {
             Claimed::Draft(claim) => *claim,
@@ -66,13 +64,13 @@ fn run(
             break;
         }
         match process(store, claim, cancellation) {
-            Ok(()) => finished += 1,
+            Ok(()) => {}
             // The draft was recovered or moved in the meantime; nothing was changed.
             Err(error) if error.kind() == ErrorKind::LostClaim => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(finished)
+    Ok(())
 }
 
 /// Process one draft and store the result. The claim is consumed: it can be finished once.

@@ -174,16 +174,16 @@ impl RunnersDirectory {
     }
 
     /// Remove the file with this name if it is this file, and not another that replaced it.
-    pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<()> {
-        let Some(found) = Facts::at(&self.fd, Path::new(name))? else { return Ok(()) };
-        if found.identity == Facts::of_open(file)?.identity {
-            match unlinkat(&self.fd, name, AtFlags::empty()) {
-                // Another process removed it first.
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// Returns whether this call removed it: of several processes, one does.
+    pub(crate) fn remove_file(&self, name: &str, file: impl std::os::fd::AsFd) -> io::Result<bool> {
+        if !self.holds(name, file)? {
+            return Ok(false);
         }
-        Ok(())
+        match unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -1,32 +1,29 @@
 //! Waiting for work.
 //!
-//! Four things wake a waiting runner. The **wakeup file**: a process that submits or requeues
-//! writes to it after the commit, and inotify reports that within some ten microseconds. The **end
-//! of a runner**: the kernel closes its lock file, which inotify reports as well. A **due time**,
-//! which is known beforehand. And **polling**, for writers that do not notify, such as a SQL shell:
-//! a cheap query for the end of the history, three times a second.
+//! Four things wake a waiting runner. A **notification**: a process that submits or requeues wakes
+//! one waiting runner for each draft, within some ten microseconds (`store/wakeup.rs`). The **end
+//! of a runner**: the kernel closes its lock file, which inotify reports. A **due time**, which is
+//! known beforehand. And **polling**, for writers that do not notify, such as a SQL shell: a cheap
+//! query for the end of the history, three times a second.
 
-use std::io;
 use std::time::{Duration, Instant};
-
-use inotify::{EventMask, Inotify};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::cancellation::Cancellation;
 use crate::error::LibrarianError;
 use crate::store::DraftStore;
-use crate::store::wakeup::WAKEUP_FILE;
+use crate::store::wakeup::{Event, Listener};
 
-/// How often to poll for new work of writers that do not notify, for a cancellation, and for
-/// another file at the database's path.
+/// How often to poll for new work of writers that do not notify, and for a cancellation.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
-/// How often to test whether the other runners are alive.
-const LIVENESS_INTERVAL: Duration = Duration::from_millis(900);
+/// Work that a poll finds was most often submitted a moment ago, and another runner was woken for
+/// it. So this runner begins only if the work is still there after this time: otherwise a crowd of
+/// waiting runners begins a run for each draft.
+const CONFIRMATION: Duration = Duration::from_millis(100);
 
-/// The longest delay between a notification and the query for new work, if other runners took the
-/// work each time before.
-const LONGEST_DELAY: Duration = Duration::from_millis(100);
+/// How often to test whether the other runners are alive, and whether another file is at the
+/// database's path.
+const CHECK_INTERVAL: Duration = Duration::from_millis(900);
 
 /// The kernel reports that a lock file was closed a moment before it frees the lock.
 const LOCK_RELEASE: Duration = Duration::from_millis(2);
@@ -47,18 +44,14 @@ pub enum Wake {
 
 /// Waits for work on one store.
 ///
-/// It listens from its creation, so that a draft that is submitted during a run ends the wait after
-/// it: create it before the first run, and call [`mark`](Self::mark) before each run.
+/// A draft that is submitted during a run ends the wait after it: call [`mark`](Self::mark) before
+/// each run.
 #[derive(Debug)]
 pub struct Waiter {
     store: DraftStore,
-    inotify: Option<Inotify>,
+    listener: Option<Listener>,
     mark: i64,
-    next_liveness: Instant,
-    /// How many times in a row others have taken the work that this runner was notified of.
-    misses: u32,
-    /// Whether the last wait ended because of a notification.
-    notified: bool,
+    next_check: Instant,
 }
 
 impl Waiter {
@@ -70,11 +63,9 @@ impl Waiter {
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`]; [`LibrarianError::CannotCreate`]
     /// and [`LibrarianError::Untrusted`] if the runners directory cannot be used.
     pub fn new(store: &DraftStore) -> Result<Self, LibrarianError> {
-        let inotify = store.listen()?;
-        let next_liveness = Instant::now();
-        let store = store.clone();
+        let listener = store.listen()?;
         let mut waiter =
-            Self { store, inotify, mark: 0, next_liveness, misses: 0, notified: false };
+            Self { store: store.clone(), listener, mark: 0, next_check: Instant::now() };
         waiter.mark()?;
         Ok(waiter)
     }
@@ -85,23 +76,12 @@ impl Waiter {
     ///
     /// As for [`new`](Self::new).
     pub fn mark(&mut self) -> Result<(), LibrarianError> {
-        if self.inotify.is_none() {
-            self.inotify = self.store.listen()?;
+        if self.listener.is_none() {
+            self.listener = self.store.listen()?;
         }
         // No event is newer than the largest number.
         self.mark = self.store.new_work(i64::MAX)?.last_event;
         Ok(())
-    }
-
-    /// Report whether the run after a wait found work. If many runners wait, each draft notifies
-    /// all of them and one gets it. Those that found none react a little later the next time, each
-    /// with its own jitter, so that one query answers several notifications.
-    pub fn found_work(&mut self, found: bool) {
-        if found {
-            self.misses = 0;
-        } else if self.notified {
-            self.misses = self.misses.saturating_add(1);
-        }
     }
 
     /// Wait until there may be work, until the deadline, or until the cancellation is requested.
@@ -115,9 +95,27 @@ impl Waiter {
         deadline: Instant,
         cancellation: &Cancellation,
     ) -> Result<Wake, LibrarianError> {
+        let ended = self.wait_for_work(deadline, cancellation);
+        if self.listener.as_mut().is_some_and(Listener::end) {
+            match ended {
+                Ok(Wake::Work) => {}
+                Ok(Wake::Deadline) => return Ok(Wake::Work),
+                // This runner does not run now, so another one must.
+                Ok(Wake::Cancelled | Wake::Replaced) | Err(_) => self.store.notify(1),
+            }
+        }
+        ended
+    }
+
+    fn wait_for_work(
+        &mut self,
+        deadline: Instant,
+        cancellation: &Cancellation,
+    ) -> Result<Wake, LibrarianError> {
         let mut next_poll = Instant::now();
         let mut due = None;
-        self.notified = false;
+        // Nobody may have been woken for what was submitted before this wait.
+        let mut confirmed = true;
         loop {
             let now = Instant::now();
             if cancellation.is_cancelled() {
@@ -130,98 +128,65 @@ impl Waiter {
                 return Ok(Wake::Work);
             }
             if now >= next_poll {
-                next_poll = now + POLL_INTERVAL;
-                if !self.store.is_current() {
-                    return Ok(Wake::Replaced);
-                }
-                self.store.check_file()?;
                 let new_work = self.store.new_work(self.mark)?;
-                if new_work.work {
+                if new_work.work && confirmed {
                     return Ok(Wake::Work);
                 }
-                self.found_work(false);
-                self.notified = false;
-                self.mark = new_work.last_event;
                 due = new_work.next_due_ms.map(|due_ms| {
                     let left = due_ms.saturating_sub(self.store.clock().now_ms()).max(0);
                     now + Duration::from_millis(left.unsigned_abs()).min(deadline - now)
                 });
+                confirmed = new_work.work;
+                if new_work.work {
+                    next_poll = now + CONFIRMATION;
+                } else {
+                    self.mark = new_work.last_event;
+                    next_poll = now + POLL_INTERVAL;
+                    if let Some(listener) = &mut self.listener
+                        && !listener.can_be_woken()
+                        && listener.begin(&self.store)
+                    {
+                        // Nobody may have been woken for what was submitted since the query.
+                        confirmed = true;
+                        next_poll = now;
+                        continue;
+                    }
+                }
             }
-            if now >= self.next_liveness {
-                self.next_liveness = now + LIVENESS_INTERVAL;
+            if now >= self.next_check {
+                self.next_check = now + CHECK_INTERVAL;
+                if !self.store.is_current() {
+                    return Ok(Wake::Replaced);
+                }
+                self.store.check_file()?;
                 if self.store.has_dead_runner()? {
                     return Ok(Wake::Work);
                 }
             }
-            let until = [Some(deadline), due, Some(next_poll), Some(self.next_liveness)];
+            let until = [Some(deadline), due, Some(next_poll), Some(self.next_check)];
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
             match self.wait_for_event(until) {
-                Event::Notified => {
-                    self.delay_after_misses();
+                Event::Woken => {
+                    confirmed = true;
                     next_poll = Instant::now();
-                    self.notified = true;
                 }
-                Event::RunnerEnded => self.next_liveness = Instant::now() + LOCK_RELEASE,
+                Event::RunnerEnded => self.next_check = Instant::now() + LOCK_RELEASE,
+                Event::Lost => {
+                    next_poll = Instant::now();
+                    self.listener = self.store.listen().unwrap_or_default();
+                }
                 Event::None => {}
             }
         }
     }
 
-    fn delay_after_misses(&self) {
-        // The first misses may be due to work of this runner's own run.
-        if let Some(doublings) = self.misses.checked_sub(3) {
-            let longest = Duration::from_micros(500 << doublings.min(12)).min(LONGEST_DELAY);
-            std::thread::sleep(longest.mul_f32(fastrand::f32()));
-        }
-    }
-
-    /// Wait until `until`, or until inotify reports an event.
     fn wait_for_event(&mut self, until: Instant) -> Event {
-        let left = until.saturating_duration_since(Instant::now());
-        let Some(inotify) = &mut self.inotify else {
-            std::thread::sleep(left);
-            return Event::None;
-        };
-        // An interruption ends the wait early; the caller's loop continues.
-        let timeout = Timespec::try_from(left).ok();
-        let _ = poll(&mut [PollFd::new(&*inotify, PollFlags::IN)], timeout.as_ref());
-        let mut event_seen = Event::None;
-        let mut buffer = [0; 4096];
-        loop {
-            let events = match inotify.read_events(&mut buffer) {
-                Ok(events) => events,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return event_seen,
-                Err(_) => {
-                    self.inotify = None;
-                    return Event::Notified;
-                }
-            };
-            for event in events {
-                if event.mask.contains(EventMask::IGNORED) {
-                    // The directory was deleted. Listen to the new one, and query for work.
-                    self.inotify = self.store.listen().unwrap_or_default();
-                    return Event::Notified;
-                }
-                let wakeup = event.name.is_none_or(|name| name == WAKEUP_FILE);
-                event_seen =
-                    if wakeup { Event::Notified } else { event_seen.or(Event::RunnerEnded) };
+        match &mut self.listener {
+            Some(listener) => listener.wait(until),
+            None => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                Event::None
             }
         }
-    }
-}
-
-/// The event that inotify reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Event {
-    None,
-    /// A runner's lock file was closed.
-    RunnerEnded,
-    /// A process wrote to the wakeup file.
-    Notified,
-}
-
-impl Event {
-    fn or(self, other: Self) -> Self {
-        if self == Self::None { other } else { self }
     }
 }

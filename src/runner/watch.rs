@@ -107,7 +107,6 @@ impl Runner {
             }
             let report = self.run(processors, SystemTime::now());
             let failed = report.stopped_by.is_some();
-            waiter.found_work(report.summary.did_something());
             on_event(WatchEvent::Ran { report, took: started.elapsed() })?;
             iterations_left -= 1;
             if iterations_left == 0 || !self.store.is_current() {

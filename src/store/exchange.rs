@@ -75,9 +75,7 @@ impl DraftStore {
         let was_released = |processed: &Processed| {
             processed.result.as_ref().is_err_and(|error| !error.is_charged())
         };
-        if !released.is_empty() || processed.iter().any(was_released) {
-            self.notify();
-        }
+        self.notify(released.len() + processed.iter().filter(|it| was_released(it)).count());
         Ok(exchanged)
     }
 }

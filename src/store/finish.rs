@@ -74,7 +74,7 @@ impl DraftStore {
         match stored {
             Stored::Moved => {
                 if !error.is_charged() {
-                    self.notify();
+                    self.notify(1);
                 }
                 Ok(())
             }
@@ -92,7 +92,7 @@ impl DraftStore {
     pub fn release(&self, claim: Claim) -> Result<(), LibrarianError> {
         let now = self.now_ms();
         self.write("release a draft", |transaction| release(transaction, &claim.key, now))?;
-        self.notify();
+        self.notify(1);
         Ok(())
     }
 }

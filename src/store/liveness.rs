@@ -11,17 +11,18 @@
 //! the directory their locks are free, without it there are none, so that age decides.
 
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::TryLockError;
 
 use rustix::fs::OFlags;
 
 use super::DraftStore;
+use super::lock_file::{LockFile, LockKind};
 use crate::database::RunnersDirectory;
 use crate::error::LibrarianError;
 
-/// How many lock files of dead runners are removed at once: each needs a descriptor meanwhile.
-const MAX_REMOVED: usize = 32;
+/// How many locks are tested at once to tidy up. If there are more, a random selection is tested:
+/// otherwise two hundred watches that test each other's locks use a tenth of a core.
+const MAX_TESTED: usize = 32;
 
 /// Whether a runner is alive. Its lock alone decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl RunnerLocks {
             Self::None => return Liveness::LockGone,
             Self::Untestable => return Liveness::Alive,
         };
-        if !is_lock_name(lock_file) {
+        if !LockKind::Runner.is_name(lock_file) {
             return Liveness::LockGone;
         }
         let lock = match directory.open_file(lock_file, OFlags::RDONLY) {
@@ -74,72 +75,6 @@ impl RunnerLocks {
     }
 }
 
-/// A lock file that this process has created and locked.
-#[derive(Debug)]
-pub(super) struct RunnerLock {
-    directory: RunnersDirectory,
-    name: String,
-    file: File,
-}
-
-impl RunnerLock {
-    /// Create a new lock file, and lock it.
-    fn take(directory: RunnersDirectory) -> Result<Self, LibrarianError> {
-        loop {
-            // Opened for writing, so that closing it wakes waiting runners.
-            let (name, file) = new_lock_file(&directory, OFlags::WRONLY)?;
-            match file.lock().and_then(|()| has_name(&file)) {
-                Ok(true) => return Ok(Self { directory, name, file }),
-                // Another process removed it before it was locked.
-                Ok(false) => {}
-                Err(source) => {
-                    let path = directory.path().join(name);
-                    return Err(LibrarianError::CannotCreate { path, source });
-                }
-            }
-        }
-    }
-
-    /// Whether the file is where other processes test it. A lock whose file was deleted protects
-    /// nothing.
-    pub(super) fn is_in_place(&self, directory: &RunnersDirectory) -> bool {
-        directory.holds(&self.name, &self.file).unwrap_or(false)
-    }
-
-    /// The file's name, as in the runner's row.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Remove the file. If that fails, it is left for [`DraftStore::remove_free_lock_files`].
-    pub(super) fn remove(&self) {
-        let _ = self.directory.remove_file(&self.name, &self.file);
-    }
-}
-
-/// Create a lock file with a new name.
-fn new_lock_file(
-    directory: &RunnersDirectory,
-    access: OFlags,
-) -> Result<(String, File), LibrarianError> {
-    loop {
-        let name = format!("{:016x}.lock", fastrand::u64(..));
-        match directory.create_file(&name, access) {
-            Ok(file) => return Ok((name, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => {
-                let path = directory.path().join(name);
-                return Err(LibrarianError::CannotCreate { path, source });
-            }
-        }
-    }
-}
-
-fn has_name(file: &File) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-    Ok(file.metadata()?.nlink() > 0)
-}
-
 impl DraftStore {
     /// The locks of this store's runners. Drop it after the test, because it holds a descriptor.
     pub(super) fn runner_locks(&self) -> RunnerLocks {
@@ -151,14 +86,14 @@ impl DraftStore {
     }
 
     /// Create a lock file for a runner, and lock it.
-    pub(super) fn take_runner_lock(&self) -> Result<RunnerLock, LibrarianError> {
-        RunnerLock::take(self.create_runners_directory()?)
+    pub(super) fn take_runner_lock(&self) -> Result<LockFile, LibrarianError> {
+        LockFile::create(self.create_runners_directory()?, LockKind::Runner, OFlags::WRONLY)
     }
 
     /// Check that a runner of this process could register and test the locks of others. A run
     /// checks this before it recovers claims, because a process that cannot use the runners
-    /// directory must not judge by it. A runner that `holds_lock` there need not be able to create
-    /// a lock file.
+    /// directory must not judge by it. A runner that `holds_lock` there has passed the check
+    /// before; what it opens is checked again when it is opened.
     ///
     /// # Errors
     ///
@@ -168,36 +103,36 @@ impl DraftStore {
     pub(crate) fn check_runners_directory(&self, holds_lock: bool) -> Result<(), LibrarianError> {
         let directory = self.create_runners_directory()?;
         if holds_lock {
-            return directory.check_contents();
+            return Ok(());
         }
-        // Opened for reading, so that closing it wakes no process.
-        let (name, file) = new_lock_file(&directory, OFlags::RDONLY)?;
-        let path = directory.path().join(&name);
-        let cannot = |source| LibrarianError::CannotCreate { path: path.clone(), source };
-        let locked = file.lock_shared().map_err(&cannot);
-        let checked = locked.and_then(|()| directory.check_contents());
-        directory.remove_file(&name, &file).map_err(&cannot)?;
+        let lock = LockFile::create(directory, LockKind::Runner, OFlags::RDONLY)?;
+        let checked = lock.directory().check_contents();
+        lock.remove().map_err(|source| {
+            let path = lock.directory().path().join(lock.name());
+            LibrarianError::CannotCreate { path, source }
+        })?;
         checked
     }
 
     /// Remove lock files of dead runners: of those that were just declared dead, of those that died
     /// before they were registered, and of those that died between their end and the removal of
-    /// their file. Files that cannot be removed now are left for the next call.
+    /// their file; and the files of waiting runners that died. Files that cannot be removed now are
+    /// left for the next call.
     pub(super) fn remove_free_lock_files(&self) {
         let Ok(Some(directory)) = self.runners_directory() else { return };
         let Ok(names) = directory.names() else { return };
+        let names = names.into_iter().filter_map(|name| name.into_string().ok());
+        let mut names: Vec<String> =
+            names.filter(|name| LockKind::of_name(name).is_some()).collect();
+        select_at_random(&mut names);
         let mut free = Vec::new();
         for name in names {
-            let Some(name) = name.to_str().filter(|name| is_lock_name(name)) else { continue };
             // The lock is held until the end: a runner that has created its file and not locked it
             // yet waits for the lock, and then creates another file.
-            if let Ok(Some(lock)) = directory.open_file(name, OFlags::RDONLY)
+            if let Ok(Some(lock)) = directory.open_file(&name, OFlags::RDONLY)
                 && lock.try_lock_shared().is_ok()
             {
-                free.push((name.to_owned(), lock));
-            }
-            if free.len() == MAX_REMOVED {
-                break;
+                free.push((name, lock));
             }
         }
         if free.is_empty() {
@@ -220,11 +155,12 @@ impl DraftStore {
     }
 }
 
-/// Whether this is the name of a lock file. The name comes from the database, which may be hostile,
-/// and the file is opened, and deleted in the end.
-fn is_lock_name(name: &str) -> bool {
-    let stem = name.strip_suffix(".lock");
-    stem.is_some_and(|stem| stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
+/// Keep at most [`MAX_TESTED`] of them.
+pub(super) fn select_at_random<T>(all: &mut Vec<T>) {
+    if all.len() > MAX_TESTED {
+        fastrand::shuffle(all);
+        all.truncate(MAX_TESTED);
+    }
 }
 
 /// Where a runner runs, for people who read its row. Its liveness does not depend on it: a machine
@@ -247,15 +183,6 @@ impl Host {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_our_lock_files_are_touched() {
-        assert!(is_lock_name("0123456789abcdef.lock"));
-        for other in
-            ["", ".lock", "../../etc/passwd", "../23456789abcdef.lock", "x/0123456789abcdef.lock"]
-        {
-            assert!(!is_lock_name(other), "{other}");
-        }
-    }
     #[test]
     fn a_lock_is_tested_by_its_name_in_the_directory_and_shared() {
         let around = tempfile::tempdir().unwrap();

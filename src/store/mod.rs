@@ -14,7 +14,9 @@
 //! | `registration.rs` | registers the runner that claims it |
 //! | `liveness.rs` | tests whether that runner is alive |
 //! | `recover.rs` | returns it to pending when the runner is dead |
+//! | `lock_file.rs` | holds the lock that shows that a process lives |
 //! | `wakeup.rs` | wakes a waiting runner for it |
+//! | `new_work.rs` | finds it, if no process notified |
 //! | `query.rs`, `pages.rs` | selects and lists it |
 //! | `view.rs`, `columns.rs`, `counts.rs` | reads and counts it |
 //! | `requeue.rs` | returns it to pending for an operator |
@@ -34,6 +36,8 @@ pub(crate) mod finish;
 mod group;
 mod insert;
 mod liveness;
+mod lock_file;
+mod new_work;
 pub(crate) mod pages;
 pub(crate) mod query;
 pub(crate) mod recover;

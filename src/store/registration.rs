@@ -7,7 +7,8 @@ use rusqlite::{Connection, named_params, params};
 
 use super::DraftStore;
 use super::columns::lossy_text;
-use super::liveness::{Host, Liveness, RunnerLock};
+use super::liveness::{Host, Liveness, select_at_random};
+use super::lock_file::LockFile;
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
 
@@ -79,7 +80,7 @@ pub struct RunnerRegistration {
     id: i64,
     backs_off: bool,
     /// Held until the row shows the end of the runner.
-    lock: RunnerLock,
+    lock: LockFile,
 }
 
 impl RunnerRegistration {
@@ -108,7 +109,10 @@ impl Drop for RunnerRegistration {
         // If this fails, the lock file must stay, because its free lock shows the next run that
         // this runner ended; unless the database with the row is gone.
         match self.store.end_runner(self.id) {
-            Ok(()) | Err(LibrarianError::FileReplaced { .. }) => self.lock.remove(),
+            Ok(()) | Err(LibrarianError::FileReplaced { .. }) => {
+                // If this fails, the next registration of any runner removes it.
+                let _ = self.lock.remove();
+            }
             Err(_) => {}
         }
     }
@@ -172,7 +176,7 @@ impl DraftStore {
                 })
             }
             Err(error) => {
-                lock.remove();
+                let _ = lock.remove();
                 Err(error)
             }
         }
@@ -200,9 +204,10 @@ impl DraftStore {
         self.idle_dead_runners()
     }
 
-    /// Runners that hold no claim, are not recorded as ended, and are dead.
+    /// Runners that hold no claim, are not recorded as ended, and are dead; of very many runners, a
+    /// random selection is tested.
     fn idle_dead_runners(&self) -> Result<Vec<i64>, LibrarianError> {
-        let runners = self.database().read("find dead runners", |connection| {
+        let mut runners = self.database().read("find dead runners", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT id, lock_file FROM runners WHERE ended_at IS NULL \
                      AND NOT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
@@ -215,6 +220,7 @@ impl DraftStore {
         if runners.is_empty() {
             return Ok(Vec::new());
         }
+        select_at_random(&mut runners);
         let locks = self.runner_locks();
         let dead = runners
             .into_iter()

@@ -49,10 +49,10 @@ impl DraftStore {
     /// for a draft in processing.
     pub fn requeue(&self, ids: &[DraftId]) -> Result<Vec<Requeued>, LibrarianError> {
         let now = self.now_ms();
-        let requeued = self.write("requeue drafts", |transaction| {
+        let requeued: Vec<_> = self.write("requeue drafts", |transaction| {
             ids.iter().map(|id| requeue(transaction, *id, now)).collect()
         })?;
-        self.notify();
+        self.notify(requeued.len());
         Ok(requeued)
     }
 
@@ -99,7 +99,7 @@ impl DraftStore {
                 }
                 Ok(requeued)
             })?;
-            self.notify();
+            self.notify(requeued.len());
         }
         Ok(DraftPage { rows: requeued, passed_over: page.passed_over, next: page.next })
     }

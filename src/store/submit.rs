@@ -41,9 +41,7 @@ impl DraftStore {
 
     /// Notify waiting runners if a draft is new.
     fn notify_of(&self, submissions: &[Submission]) {
-        if submissions.iter().any(|submission| submission.created) {
-            self.notify();
-        }
+        self.notify(submissions.iter().filter(|submission| submission.created).count());
     }
 
     /// Submit this draft and those of waiting threads, and pass the results to the threads.
@@ -195,11 +193,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
         drop(Waiter::new(&store).unwrap());
-        let wakeup = directory.path().join("drafts.db-runners/wakeup");
+        let waiting = directory.path().join("drafts.db-runners/0123456789abcdef.waiting");
         // It was stored already, so that only the follower's is new.
         let own = draft("the leader's");
         store.submit(&own).unwrap();
-        std::fs::File::options().write(true).open(&wakeup).unwrap().set_len(0).unwrap();
+        let file = std::fs::File::create(&waiting).unwrap();
+        file.lock().unwrap();
         let group = &store.inner.group;
         let Role::Leader { arrived } = group.join(&own, Duration::from_secs(5)) else {
             panic!("no other thread submits")
@@ -218,6 +217,6 @@ mod tests {
             let followed = follower.join().unwrap();
             assert_eq!((followed.id, followed.created), (draft("a follower's").id(), true));
         });
-        assert!(std::fs::metadata(&wakeup).unwrap().len() > 0, "waiting runners are told");
+        assert!(!waiting.exists(), "a waiting runner is woken");
     }
 }

@@ -1,158 +1,182 @@
-//! How a waiting runner learns of new work: the wakeup file, and a query.
+//! How a submitter wakes a waiting runner.
 //!
-//! A process that submits or requeues writes to the wakeup file, which is in the runners directory
-//! beside the database, among the lock files. inotify reports that to waiting runners. It also
-//! reports the end of a runner, because that closes its lock file. Writers that do not notify, such
-//! as a SQL shell, are found by the query.
+//! Each waiting runner has a file in the runners directory, among the lock files, and holds it
+//! locked. A process that submits or requeues removes one such file for each draft; inotify reports
+//! the removal to the runner whose file it was, and to no other. So each draft wakes one runner,
+//! however many wait. A file whose lock is free belongs to a process that has ended; it is removed,
+//! and wakes nobody.
+//!
+//! inotify also reports the end of a runner, because that closes its lock file. Writers that do not
+//! notify, such as a SQL shell, are found by a query (`new_work.rs`).
 
-use std::io::{self, Write as _};
+use std::ffi::OsStr;
+use std::io;
+use std::time::Instant;
 
-use inotify::{Inotify, WatchMask};
-use rusqlite::{Connection, OptionalExtension as _};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
 use super::DraftStore;
-use crate::database::TransactionError;
+use super::lock_file::{LockFile, LockKind};
 use crate::error::LibrarianError;
 
-/// The wakeup file's name.
-pub(crate) const WAKEUP_FILE: &str = "wakeup";
-
-/// The result of a poll for new work.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NewWork {
-    /// The seq of the history's last event.
-    pub last_event: i64,
-    /// Whether drafts have become claimable since the given event, and one is still claimable:
-    /// other runners may have claimed them.
-    pub work: bool,
-    /// When the next delayed draft is due, in milliseconds since the epoch.
-    pub next_due_ms: Option<i64>,
-}
+/// An empty file that shows that a runner has waited for work at some time.
+const MARKER: &str = "wakeup";
 
 impl DraftStore {
-    /// Notify waiting runners that there is work. Call it after the commit, because the work must
-    /// be visible by then. (An inotify watch on the -wal file fires before it is.)
-    pub(crate) fn notify(&self) {
-        // Only a waiting runner creates the file. Without it no runner waits, and this test is
-        // cheaper than opening the directory. A waiting runner also polls, so a failed notification
-        // is no error, and a file that must not be trusted is left alone.
-        let path = self.inner.runners_directory.join(WAKEUP_FILE);
-        if std::fs::symlink_metadata(path).is_err() {
+    /// Wake as many waiting runners as there are new drafts. Call it after the commit, because the
+    /// work must be visible by then. (An inotify watch on the -wal file fires before it is.)
+    pub(crate) fn notify(&self, drafts: usize) {
+        // Without the marker no runner waits, and this test is cheaper than reading the directory.
+        let marker = self.inner.runners_directory.join(MARKER);
+        if drafts == 0 || std::fs::symlink_metadata(marker).is_err() {
             return;
         }
+        // A waiting runner also polls, so a failed notification is no error, and a file that must
+        // not be trusted is left alone.
         let Ok(Some(directory)) = self.runners_directory() else { return };
-        if let Ok(Some(mut file)) = directory.open_file(WAKEUP_FILE, OFlags::WRONLY) {
-            let _ = file.write_all(b"!");
+        let Ok(names) = directory.names() else { return };
+        let mut to_wake = drafts;
+        for name in names {
+            let Some(name) = name.to_str().filter(|name| LockKind::Waiting.is_name(name)) else {
+                continue;
+            };
+            let Ok(Some(file)) = directory.open_file(name, OFlags::RDONLY) else { continue };
+            let waits = file.try_lock_shared().is_err();
+            if matches!(directory.remove_file(name, &file), Ok(true)) && waits {
+                to_wake -= 1;
+                if to_wake == 0 {
+                    return;
+                }
+            }
         }
     }
 
-    /// Create the wakeup file if there is none, and listen for writes to it and for the end of
-    /// runners. Each notification opens, writes and closes the file; the end of a runner closes its
-    /// lock file. `None` if the kernel grants no inotify (its limits are per user).
+    /// Begin to listen for the end of runners, and prepare to be woken. `None` if the kernel grants
+    /// no inotify (its limits are per user).
     ///
     /// # Errors
     ///
     /// [`LibrarianError::CannotCreate`], and [`LibrarianError::Untrusted`] if the runners directory
     /// or something in it must not be used; [`LibrarianError::Io`].
-    pub(crate) fn listen(&self) -> Result<Option<Inotify>, LibrarianError> {
+    pub(crate) fn listen(&self) -> Result<Option<Listener>, LibrarianError> {
+        let Ok(inotify) = Inotify::init() else { return Ok(None) };
         let directory = self.create_runners_directory()?;
         directory.check_contents()?;
-        match directory.create_file(WAKEUP_FILE, OFlags::WRONLY) {
+        match directory.create_file(MARKER, OFlags::RDONLY) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             created => {
-                let path = directory.path().join(WAKEUP_FILE);
+                let path = directory.path().join(MARKER);
                 created.map_err(|source| LibrarianError::CannotCreate { path, source })?;
             }
         }
-        let watch = || -> io::Result<Inotify> {
-            let inotify = Inotify::init()?;
-            let mask = WatchMask::CLOSE_WRITE | WatchMask::DONT_FOLLOW | WatchMask::ONLYDIR;
-            inotify.watches().add(directory.path(), mask)?;
-            Ok(inotify)
-        };
-        Ok(watch().ok())
-    }
-    /// New work since this event. Reads only the events since then, however long the queue and the
-    /// history are.
-    pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
-        self.database().read("find new work", |connection| {
-            let last_event = last_event(connection)?;
-            let work = last_event > since
-                && connection
-                    .prepare_cached(
-                        "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
-                             AND event IN ('submitted', 'requeued', 'recovered', 'released')) \
-                         AND EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_ready \
-                                     WHERE state = 'pending' AND due_at = 0)",
-                    )?
-                    .query_row([since], |row| row.get(0))?;
-            let next_due_ms = connection
-                .prepare_cached(
-                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
-                     WHERE state = 'pending' AND due_at > 0",
-                )?
-                .query_row([], |row| row.get(0))?;
-            Ok(NewWork { last_event, work, next_due_ms })
-        })
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::DONT_FOLLOW | WatchMask::ONLYDIR;
+        let Ok(directory) = inotify.watches().add(directory.path(), mask) else { return Ok(None) };
+        Ok(Some(Listener { inotify, directory, waiting: None }))
     }
 }
 
-/// The `seq` of the history's last event; 0 if there is none.
-fn last_event(connection: &Connection) -> Result<i64, TransactionError> {
-    let mut statement =
-        connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
-    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+/// What inotify reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Event {
+    None,
+    /// A runner ended.
+    RunnerEnded,
+    /// Another process woke this runner.
+    Woken,
+    /// The runners directory was removed, or events were lost: listen anew.
+    Lost,
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::SystemTime;
+/// Listens for the end of runners and, between [`begin`](Self::begin) and [`end`](Self::end), can
+/// be woken.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    inotify: Inotify,
+    directory: WatchDescriptor,
+    waiting: Option<Waiting>,
+}
 
-    use rusqlite::Connection;
+/// The file by which other processes wake this one.
+#[derive(Debug)]
+struct Waiting {
+    file: LockFile,
+    watch: WatchDescriptor,
+}
 
-    use super::*;
-    use crate::state::DraftState;
-    use crate::{Draft, DraftMetadata, DraftSourceSurface};
+impl Listener {
+    /// Whether other processes can wake this one.
+    pub(crate) fn can_be_woken(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| waiting.file.has_name())
+    }
 
-    #[test]
-    fn new_work_is_what_became_claimable_since_and_still_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
-        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
-        let draft = Draft::with_metadata("text".to_owned(), metadata);
-        let sql = Connection::open(store.path()).unwrap();
-        let mut seen = store.new_work(0).unwrap().last_event;
-        let mut now = || {
-            let found = store.new_work(seen).unwrap();
-            seen = found.last_event;
-            (found.work, store.new_work(seen).unwrap().work)
-        };
-        let hold = || {
-            store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
-        };
-        let leave = |set: &str| {
-            let sets = "state = 'pending', claimed_at = NULL, claim_token = NULL";
-            sql.execute(&format!("UPDATE drafts SET {sets}, {set}"), []).unwrap();
-        };
-        store.submit(&draft).unwrap();
-        assert_eq!(now(), (true, false), "submitted");
-        hold();
-        assert_eq!(now(), (false, false));
-        leave("suspect = 0");
-        assert_eq!(now(), (true, false), "recovered");
-        hold();
-        leave("claims = claims - 1");
-        assert_eq!(now(), (true, false), "released");
-        hold();
-        leave("decision = 'deferred'");
-        assert_eq!(now(), (false, false), "a deferral is no work: it would be met for ever");
-        hold();
-        store.transition(draft.id(), DraftState::Processing, DraftState::Failed).unwrap();
-        store.requeue(&[draft.id()]).unwrap();
-        assert_eq!(now(), (true, false), "requeued");
-        leave("due_at = 1");
-        assert_eq!(store.new_work(0).unwrap().next_due_ms, Some(1));
-        assert!(!store.new_work(0).unwrap().work, "nothing can be claimed now");
+    /// Let other processes wake this one; whether that is possible. Query for new work after this:
+    /// a process that submitted before has woken another runner, or none.
+    pub(crate) fn begin(&mut self, store: &DraftStore) -> bool {
+        let file = store
+            .create_runners_directory()
+            .and_then(|directory| LockFile::create(directory, LockKind::Waiting, OFlags::RDONLY));
+        // This process still polls, and the next run reports what is wrong with the directory.
+        let Ok(file) = file else { return false };
+        // The removal changes the number of links, which is reported although the file is open.
+        let mask = WatchMask::ATTRIB | WatchMask::DONT_FOLLOW;
+        let path = file.directory().path().join(file.name());
+        match self.inotify.watches().add(path, mask) {
+            Ok(watch) => self.waiting = Some(Waiting { file, watch }),
+            Err(_) => {
+                let _ = file.remove();
+            }
+        }
+        self.waiting.is_some()
+    }
+
+    /// Let no process wake this one any more. Returns whether one did. A runner that was woken and
+    /// does not look for work must wake another.
+    pub(crate) fn end(&mut self) -> bool {
+        let waiting = self.waiting.take();
+        waiting.is_some_and(|waiting| matches!(waiting.file.remove(), Ok(false)))
+    }
+
+    /// Wait until `until`, or until inotify reports an event.
+    pub(crate) fn wait(&mut self, until: Instant) -> Event {
+        let left = until.saturating_duration_since(Instant::now());
+        // An interruption ends the wait early; the caller's loop continues.
+        let timeout = Timespec::try_from(left).ok();
+        let _ = poll(&mut [PollFd::new(&self.inotify, PollFlags::IN)], timeout.as_ref());
+        let mut seen = Event::None;
+        let mut buffer = [0; 4096];
+        loop {
+            let events = match self.inotify.read_events(&mut buffer) {
+                Ok(events) => events,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return seen,
+                Err(_) => return Event::Lost,
+            };
+            for event in events {
+                let waiting = self.waiting.as_ref();
+                let event = if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    Event::Lost
+                } else if event.wd == self.directory {
+                    of_directory(&event)
+                } else if waiting.is_some_and(|waiting| event.wd == waiting.watch) {
+                    Event::Woken
+                } else {
+                    // The last event of an earlier waiting file.
+                    Event::None
+                };
+                seen = seen.max(event);
+            }
+        }
+    }
+}
+
+fn of_directory(event: &inotify::Event<&OsStr>) -> Event {
+    if event.mask.contains(EventMask::IGNORED) {
+        return Event::Lost;
+    }
+    let name = event.name.and_then(OsStr::to_str);
+    match name.is_some_and(|name| LockKind::Runner.is_name(name)) {
+        true => Event::RunnerEnded,
+        false => Event::None,
     }
 }

@@ -33,23 +33,36 @@ impl<F: FnMut(&Draft) -> Result<Outcome, LibrarianError>> DraftProcessor for Jud
     }
 }
 
-/// The file that is written to when waiting runners are to be told.
-struct Wakeup(PathBuf);
+/// The files of four waiting runners.
+struct Waiting {
+    directory: PathBuf,
+    files: Vec<(PathBuf, File)>,
+}
 
-impl Wakeup {
-    /// A waiting runner makes it.
-    fn of(store: &DraftStore) -> Self {
+impl Waiting {
+    fn beside(store: &DraftStore) -> Self {
+        // The first one that waits shows that others may wait.
         drop(Waiter::new(store).unwrap());
         let mut directory = store.path().as_os_str().to_owned();
         directory.push("-runners");
-        Self(PathBuf::from(directory).join("wakeup"))
+        let mut waiting = Self { directory: PathBuf::from(directory), files: Vec::new() };
+        waiting.woken();
+        waiting
     }
 
-    /// Whether it was written to since this was last asked.
-    fn told(&self) -> bool {
-        let told = fs::metadata(&self.0).unwrap().len() > 0;
-        File::options().write(true).open(&self.0).unwrap().set_len(0).unwrap();
-        told
+    /// How many were woken since this was last asked. They wait again.
+    fn woken(&mut self) -> usize {
+        let before = self.files.len();
+        self.files.retain(|(path, _)| path.exists());
+        let woken = before - self.files.len();
+        while self.files.len() < 4 {
+            let path = self.directory.join(format!("{:016x}.waiting", fastrand::u64(..)));
+            let mut create = File::options();
+            let file = create.write(true).create_new(true).mode(0o600).open(&path).unwrap();
+            file.lock().unwrap();
+            self.files.push((path, file));
+        }
+        woken
     }
 }
 
@@ -66,42 +79,42 @@ fn uncharged() -> LibrarianError {
 }
 
 #[test]
-fn what_comes_in_is_told() {
+fn each_new_draft_wakes_one_waiting_runner() {
     let (_directory, store) = store();
-    let wakeup = Wakeup::of(&store);
-    assert!(!wakeup.told());
+    let mut waiting = Waiting::beside(&store);
+    assert_eq!(waiting.woken(), 0);
     let first = draft("one");
     store.submit(&first).unwrap();
-    assert!(wakeup.told(), "submit");
+    assert_eq!(waiting.woken(), 1, "submit");
     store.submit(&first).unwrap();
-    assert!(!wakeup.told(), "nothing new came in");
+    assert_eq!(waiting.woken(), 0, "nothing new came in");
     store.submit_many(&[draft("two")]).unwrap();
-    assert!(wakeup.told(), "submit_many");
+    assert_eq!(waiting.woken(), 1, "submit_many");
     let read = [Ok::<_, LibrarianError>(draft("three"))];
     store.submit_while_reading(read).unwrap();
-    assert!(wakeup.told(), "submit_while_reading");
+    assert_eq!(waiting.woken(), 1, "submit_while_reading");
     let mut batches = store.batched_submit();
     batches.push(draft("four")).unwrap();
-    assert!(!wakeup.told(), "it is not stored yet");
+    assert_eq!(waiting.woken(), 0, "it is not stored yet");
     batches.finish().unwrap();
-    assert!(wakeup.told(), "batched_submit");
+    assert_eq!(waiting.woken(), 1, "batched_submit");
     store.transition(first.id(), DraftState::Pending, DraftState::Processing).unwrap();
     store.transition(first.id(), DraftState::Processing, DraftState::Failed).unwrap();
     store.requeue(&[first.id()]).unwrap();
-    assert!(wakeup.told(), "requeue");
+    assert_eq!(waiting.woken(), 1, "requeue");
 }
 
 #[test]
-fn what_is_given_back_is_told() {
+fn each_draft_that_is_given_back_wakes_one_waiting_runner() {
     let (_directory, store) = store();
-    let wakeup = Wakeup::of(&store);
+    let mut waiting = Waiting::beside(&store);
     store.submit(&draft("one")).unwrap();
     let runner = store.register_runner("test").unwrap();
-    wakeup.told();
+    waiting.woken();
     store.release(claim(&store, &runner)).unwrap();
-    assert!(wakeup.told(), "release");
+    assert_eq!(waiting.woken(), 1, "release");
     store.record_error(claim(&store, &runner), &uncharged()).unwrap();
-    assert!(wakeup.told(), "an error that is not charged");
+    assert_eq!(waiting.woken(), 1, "an error that is not charged");
     // A runner does the same with many at a time. It was told to stop at the first error, so it
     // does not wait for the machine.
     let mut tries = 0;
@@ -113,21 +126,21 @@ fn what_is_given_back_is_told() {
         Runner::new(&store, "test").stop_at_error(true).run_one(&mut judge, SystemTime::now());
     assert_eq!((report.summary.released, tries), (1, 1));
     assert!(report.stopped_by.is_some());
-    assert!(wakeup.told(), "an error that is not charged, in a run");
+    assert_eq!(waiting.woken(), 1, "an error that is not charged, in a run");
     // One that is charged waits for recovery.
     let error = ProcessorError::new("exit", "exit status 1").into();
     store.record_error(claim(&store, &runner), &error).unwrap();
-    assert!(!wakeup.told());
+    assert_eq!(waiting.woken(), 0);
 }
 
 #[test]
-fn what_was_claimed_ahead_and_is_given_back_is_told() {
+fn drafts_that_were_claimed_ahead_and_are_given_back_wake_waiting_runners() {
     // A slow machine may claim nothing ahead; then another try is made.
     for _ in 0..20 {
         let (_directory, store) = store();
         let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();
         store.submit_many(&drafts).unwrap();
-        let wakeup = Wakeup::of(&store);
+        let mut waiting = Waiting::beside(&store);
         let cancellation = Cancellation::default();
         let mut begun = 0;
         let report = Runner::new(&store, "test").cancellation(cancellation.clone()).run_one(
@@ -146,7 +159,8 @@ fn what_was_claimed_ahead_and_is_given_back_is_told() {
         let released: i64 = sql.query_row(released, [], |row| row.get(0)).unwrap();
         assert_eq!(store.list(DraftState::Pending).unwrap().len(), 188);
         if released > 0 {
-            assert!(wakeup.told());
+            let released = usize::try_from(released).unwrap();
+            assert_eq!(waiting.woken(), released.min(4));
             return;
         }
     }

@@ -485,7 +485,7 @@ const KINDS: [&str; 5] =
 #[test]
 fn a_wakeup_file_or_a_lock_that_is_something_else_is_refused_and_left_alone() {
     for kind in KINDS {
-        for name in ["wakeup", "0123456789abcdef.lock"] {
+        for name in ["wakeup", "0123456789abcdef.lock", "0123456789abcdef.waiting"] {
             let (place, db) = inbox();
             let victim = place.path().join("victim");
             fs::write(&victim, "not to be touched").unwrap();
@@ -650,7 +650,7 @@ fn what_another_user_made_first_is_refused() {
             assert_refused(&wrapper, &db, &COMMANDS, place.path(), &beside(&db, suffix));
         }
         // The wakeup file, or a lock, in a directory that is the victim's.
-        for name in ["wakeup", "0123456789abcdef.lock"] {
+        for name in ["wakeup", "0123456789abcdef.lock", "0123456789abcdef.waiting"] {
             let place = open_directory();
             let db = directory_of(victim, place.path(), "inbox").join("q.db");
             finish(behind(&wrapper, &db, COMMANDS[1]), b"").expect(0);

@@ -1,0 +1,104 @@
+//! The query by which a waiting runner finds new work.
+
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::DraftStore;
+use crate::database::TransactionError;
+use crate::error::LibrarianError;
+
+/// The result of a poll for new work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewWork {
+    /// The seq of the history's last event.
+    pub last_event: i64,
+    /// Whether drafts have become claimable since the given event, and one is still claimable:
+    /// other runners may have claimed them.
+    pub work: bool,
+    /// When the next delayed draft is due, in milliseconds since the epoch.
+    pub next_due_ms: Option<i64>,
+}
+
+impl DraftStore {
+    /// New work since this event. Reads only the events since then, however long the queue and the
+    /// history are.
+    pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
+        self.database().read("find new work", |connection| {
+            let last_event = last_event(connection)?;
+            let work = last_event > since
+                && connection
+                    .prepare_cached(
+                        "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
+                             AND event IN ('submitted', 'requeued', 'recovered', 'released')) \
+                         AND EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_ready \
+                                     WHERE state = 'pending' AND due_at = 0)",
+                    )?
+                    .query_row([since], |row| row.get(0))?;
+            let next_due_ms = connection
+                .prepare_cached(
+                    "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0",
+                )?
+                .query_row([], |row| row.get(0))?;
+            Ok(NewWork { last_event, work, next_due_ms })
+        })
+    }
+}
+
+/// The `seq` of the history's last event; 0 if there is none.
+fn last_event(connection: &Connection) -> Result<i64, TransactionError> {
+    let mut statement =
+        connection.prepare_cached("SELECT seq FROM history ORDER BY seq DESC LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::state::DraftState;
+    use crate::{Draft, DraftMetadata, DraftSourceSurface};
+
+    #[test]
+    fn new_work_is_what_became_claimable_since_and_still_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        let draft = Draft::with_metadata("text".to_owned(), metadata);
+        let sql = Connection::open(store.path()).unwrap();
+        let mut seen = store.new_work(0).unwrap().last_event;
+        let mut now = || {
+            let found = store.new_work(seen).unwrap();
+            seen = found.last_event;
+            (found.work, store.new_work(seen).unwrap().work)
+        };
+        let hold = || {
+            store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+        };
+        let leave = |set: &str| {
+            let sets = "state = 'pending', claimed_at = NULL, claim_token = NULL";
+            sql.execute(&format!("UPDATE drafts SET {sets}, {set}"), []).unwrap();
+        };
+        store.submit(&draft).unwrap();
+        assert_eq!(now(), (true, false), "submitted");
+        hold();
+        assert_eq!(now(), (false, false));
+        leave("suspect = 0");
+        assert_eq!(now(), (true, false), "recovered");
+        hold();
+        leave("claims = claims - 1");
+        assert_eq!(now(), (true, false), "released");
+        hold();
+        leave("decision = 'deferred'");
+        assert_eq!(now(), (false, false), "a deferral is no work: it would be met for ever");
+        hold();
+        store.transition(draft.id(), DraftState::Processing, DraftState::Failed).unwrap();
+        store.requeue(&[draft.id()]).unwrap();
+        assert_eq!(now(), (true, false), "requeued");
+        leave("due_at = 1");
+        assert_eq!(store.new_work(0).unwrap().next_due_ms, Some(1));
+        assert!(!store.new_work(0).unwrap().work, "nothing can be claimed now");
+    }
+}
