@@ -52,7 +52,7 @@ use crate::error::LibrarianError;
 
 pub(crate) use self::busy::DEFAULT_BUSY_TIMEOUT;
 pub(crate) use self::error::{TransactionError, is_row_fault};
-pub(crate) use self::facts::Owner;
+pub(crate) use self::facts::{FileIdentity, Owner};
 pub(crate) use self::file::inspect;
 pub(crate) use self::runners_directory::RunnersDirectory;
 

@@ -18,7 +18,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::facts::{Facts, Owner, with_suffix};
+use super::facts::{Facts, FileIdentity, Owner, with_suffix};
 use super::trust::{Kind, RUNNERS_SUFFIX, check};
 use crate::error::LibrarianError;
 
@@ -87,6 +87,11 @@ impl RunnersDirectory {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which directory it is: another may be at its path later.
+    pub(crate) fn identity(&self) -> io::Result<FileIdentity> {
+        Ok(Facts::of_open(&self.fd)?.identity)
     }
 
     /// Check every file in the directory.

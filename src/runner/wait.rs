@@ -190,3 +190,33 @@ impl Waiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn woken(store: &DraftStore) -> Waiter {
+        let mut waiter = Waiter::new(store).unwrap();
+        assert!(waiter.listener.as_mut().unwrap().begin(store));
+        store.notify(1);
+        waiter
+    }
+
+    #[test]
+    fn a_waiter_that_was_woken_and_does_not_run_wakes_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        let in_a_minute = Instant::now() + Duration::from_secs(60);
+        let mut waiter = woken(&store);
+        let mut other = store.listen().unwrap().unwrap();
+        assert!(other.begin(&store));
+        let cancellation = Cancellation::default();
+        cancellation.cancel();
+        assert_eq!(waiter.wait(in_a_minute, &cancellation).unwrap(), Wake::Cancelled);
+        assert_eq!(other.wait(in_a_minute), Event::Woken);
+        // A deadline that has passed as well is no reason not to run.
+        let mut waiter = woken(&store);
+        let ended = waiter.wait(Instant::now(), &Cancellation::default()).unwrap();
+        assert_eq!(ended, Wake::Work);
+    }
+}

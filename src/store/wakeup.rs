@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 
 use super::DraftStore;
 use super::lock_file::{LockFile, LockKind};
+use crate::database::{FileIdentity, RunnersDirectory};
 use crate::error::LibrarianError;
 
 /// An empty file that shows that a runner has waited for work at some time.
@@ -71,9 +72,8 @@ impl DraftStore {
                 created.map_err(|source| LibrarianError::CannotCreate { path, source })?;
             }
         }
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::DONT_FOLLOW | WatchMask::ONLYDIR;
-        let Ok(directory) = inotify.watches().add(directory.path(), mask) else { return Ok(None) };
-        Ok(Some(Listener { inotify, directory, waiting: None }))
+        let listener = Listener::on(inotify, &directory);
+        Ok(listener.ok())
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Listener {
     inotify: Inotify,
-    directory: WatchDescriptor,
+    directory: (FileIdentity, WatchDescriptor),
     waiting: Option<Waiting>,
 }
 
@@ -106,6 +106,11 @@ struct Waiting {
 }
 
 impl Listener {
+    fn on(inotify: Inotify, directory: &RunnersDirectory) -> io::Result<Self> {
+        let directory = listen_to(&inotify, directory)?;
+        Ok(Self { inotify, directory, waiting: None })
+    }
+
     /// Whether other processes can wake this one.
     pub(crate) fn can_be_woken(&self) -> bool {
         self.waiting.as_ref().is_some_and(|waiting| waiting.file.has_name())
@@ -119,16 +124,24 @@ impl Listener {
             .and_then(|directory| LockFile::create(directory, LockKind::Waiting, OFlags::RDONLY));
         // This process still polls, and the next run reports what is wrong with the directory.
         let Ok(file) = file else { return false };
-        // The removal changes the number of links, which is reported although the file is open.
-        let mask = WatchMask::ATTRIB | WatchMask::DONT_FOLLOW;
-        let path = file.directory().path().join(file.name());
-        match self.inotify.watches().add(path, mask) {
+        match self.listen_for_removal(&file) {
             Ok(watch) => self.waiting = Some(Waiting { file, watch }),
             Err(_) => {
                 let _ = file.remove();
             }
         }
         self.waiting.is_some()
+    }
+
+    fn listen_for_removal(&mut self, file: &LockFile) -> io::Result<WatchDescriptor> {
+        let directory = file.directory();
+        // After the directory was removed, another one is at its path.
+        if directory.identity()? != self.directory.0 {
+            self.directory = listen_to(&self.inotify, directory)?;
+        }
+        // The removal changes the number of links, which is reported although the file is open.
+        let mask = WatchMask::ATTRIB | WatchMask::DONT_FOLLOW;
+        self.inotify.watches().add(directory.path().join(file.name()), mask)
     }
 
     /// Let no process wake this one any more. Returns whether one did. A runner that was woken and
@@ -156,7 +169,7 @@ impl Listener {
                 let waiting = self.waiting.as_ref();
                 let event = if event.mask.contains(EventMask::Q_OVERFLOW) {
                     Event::Lost
-                } else if event.wd == self.directory {
+                } else if event.wd == self.directory.1 {
                     of_directory(&event)
                 } else if waiting.is_some_and(|waiting| event.wd == waiting.watch) {
                     Event::Woken
@@ -170,6 +183,15 @@ impl Listener {
     }
 }
 
+/// Have inotify report the end of runners in this directory.
+fn listen_to(
+    inotify: &Inotify,
+    directory: &RunnersDirectory,
+) -> io::Result<(FileIdentity, WatchDescriptor)> {
+    let mask = WatchMask::CLOSE_WRITE | WatchMask::DONT_FOLLOW | WatchMask::ONLYDIR;
+    Ok((directory.identity()?, inotify.watches().add(directory.path(), mask)?))
+}
+
 fn of_directory(event: &inotify::Event<&OsStr>) -> Event {
     if event.mask.contains(EventMask::IGNORED) {
         return Event::Lost;
@@ -178,5 +200,104 @@ fn of_directory(event: &inotify::Event<&OsStr>) -> Event {
     match name.is_some_and(|name| LockKind::Runner.is_name(name)) {
         true => Event::RunnerEnded,
         false => Event::None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, DraftStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
+        (directory, store)
+    }
+
+    fn waiting(store: &DraftStore) -> Listener {
+        let mut listener = store.listen().unwrap().unwrap();
+        assert!(listener.begin(store) && listener.can_be_woken());
+        listener
+    }
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// The order in which the directory lists them decides which one.
+    #[test]
+    fn each_draft_wakes_one_of_those_that_wait() {
+        let (_directory, store) = store();
+        let mut left: Vec<Listener> = (0..5).map(|_| waiting(&store)).collect();
+        for drafts in [1, 3] {
+            store.notify(drafts);
+            let (awake, asleep): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|listener| !listener.can_be_woken());
+            assert_eq!(awake.len(), drafts);
+            for mut listener in awake {
+                assert_eq!(listener.wait(in_a_minute()), Event::Woken);
+                assert!(listener.end(), "it was woken");
+                assert!(!listener.can_be_woken());
+            }
+            left = asleep;
+        }
+        let mut last = left.pop().unwrap();
+        assert_eq!(last.wait(Instant::now()), Event::None);
+        assert!(!last.end(), "nobody woke it");
+        // Now nobody waits, and nothing is left behind.
+        store.notify(1);
+        let names = store.runners_directory().unwrap().unwrap().names().unwrap();
+        assert!(!names.iter().any(|name| LockKind::Waiting.is_name(name.to_str().unwrap())));
+    }
+
+    #[test]
+    fn one_that_died_while_it_waited_takes_no_notification() {
+        let (_directory, store) = store();
+        let directory = store.create_runners_directory().unwrap();
+        for number in 0..20 {
+            let name = format!("{number:016x}.waiting");
+            drop(directory.create_file(&name, OFlags::RDONLY).unwrap());
+        }
+        let mut listener = waiting(&store);
+        store.notify(1);
+        assert_eq!(listener.wait(in_a_minute()), Event::Woken);
+    }
+
+    #[test]
+    fn a_wait_after_another_one_is_woken_as_well() {
+        let (_directory, store) = store();
+        let mut listener = waiting(&store);
+        for _ in 0..3 {
+            store.notify(1);
+            assert_eq!(listener.wait(in_a_minute()), Event::Woken);
+            assert!(listener.end());
+            assert!(listener.begin(&store));
+        }
+        assert!(!listener.end());
+        assert!(listener.begin(&store));
+        // What is left of the files of earlier waits wakes nobody.
+        while listener.wait(Instant::now()) != Event::None {}
+        assert_eq!(listener.wait(Instant::now()), Event::None);
+        store.notify(1);
+        assert_eq!(listener.wait(in_a_minute()), Event::Woken);
+    }
+
+    #[test]
+    fn the_end_of_a_runner_is_reported_also_after_the_directory_was_removed() {
+        let (_directory, store) = store();
+        let mut listener = waiting(&store);
+        let runner = store.take_runner_lock().unwrap();
+        assert_eq!(listener.wait(Instant::now()), Event::None);
+        drop(runner);
+        assert_eq!(listener.wait(in_a_minute()), Event::RunnerEnded);
+        // Held open, as by a registered runner.
+        let _held = store.create_runners_directory().unwrap();
+        std::fs::remove_dir_all(&store.inner.runners_directory).unwrap();
+        assert_eq!(listener.wait(in_a_minute()), Event::Woken);
+        assert!(listener.begin(&store) && listener.can_be_woken());
+        drop(store.take_runner_lock().unwrap());
+        let mut events = std::iter::from_fn(|| Some(listener.wait(in_a_minute())));
+        assert!(events.find(|event| *event != Event::None) == Some(Event::RunnerEnded));
     }
 }
