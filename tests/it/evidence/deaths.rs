@@ -135,7 +135,10 @@ fn a_waiting_runner_whose_lock_file_is_deleted_is_not_taken_for_dead() {
     scene.have.line();
     scene.leave.say("");
     next_line(&mut reports, &mut unread, HANG).unwrap();
-    std::fs::remove_dir_all(scene.bench.locks()).unwrap();
+    // Moved first: the waiting runner may create a file in it at any moment.
+    let gone = scene.bench.locks().with_extension("gone");
+    std::fs::rename(scene.bench.locks(), &gone).unwrap();
+    std::fs::remove_dir_all(&gone).unwrap();
     scene.store.submit(&draft("second")).unwrap();
     scene.have.line();
     assert_eq!(scene.recovered(None), 0, "it lives, and holds the draft");
