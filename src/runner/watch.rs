@@ -113,15 +113,15 @@ impl Runner {
                 continue;
             }
             if failed {
-                // The pending work would end the wait at once, so pause first.
+                // The pending work would end a wait at once.
                 pause = pause.min(poll_interval);
                 if cancellation.wait_until(Instant::now() + pause) {
                     return Ok(());
                 }
                 pause *= 2;
-            } else {
-                pause = FIRST_PAUSE;
+                continue;
             }
+            pause = FIRST_PAUSE;
             match waiter.wait(next, &cancellation) {
                 Ok(Wake::Cancelled) => return Ok(()),
                 Ok(Wake::Work | Wake::Deadline | Wake::Replaced) => {}
