@@ -9,7 +9,7 @@
 --     submit ─▶ pending ─▶ processing ─▶ accepted | skipped | failed | quarantined
 --                │ ▲            │                        │ ▲
 --                │ ├────────────┘ deferred, released,    │ │
---                │ │              recovered              │ │
+--                │ │              recovered, requeued    │ │
 --                │ └─────────────────────────────────────┘ │ requeued by an operator
 --                └─────────────────────────────────────────┘ resolved by an operator
 --
@@ -79,8 +79,8 @@ CREATE TABLE drafts (
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
     -- How often the draft was claimed (released claims are not counted); how often its processor
     -- erred; how often its runner died while it held this draft and no other; how often its
-    -- processor deferred it, in all and since it last did anything else. A requeue sets errors,
-    -- crashes and defers_in_a_row to 0.
+    -- processor deferred it, in all and since it last did anything else; how often an operator
+    -- requeued it. A requeue sets errors, crashes and defers_in_a_row to 0.
     claims           INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "claims is a count" CHECK (claims BETWEEN 0 AND 1000000000),
     errors           INTEGER NOT NULL DEFAULT 0
@@ -91,6 +91,8 @@ CREATE TABLE drafts (
         CONSTRAINT "defers is a count" CHECK (defers BETWEEN 0 AND 1000000000),
     defers_in_a_row  INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "defers_in_a_row is a count" CHECK (defers_in_a_row BETWEEN 0 AND 1000000000),
+    requeues         INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "requeues is a count" CHECK (requeues BETWEEN 0 AND 1000000000),
     -- 1: its runner died while it held this draft, perhaps among others. It is then claimed by a
     -- runner that holds nothing else, so that it is clear which draft is to blame.
     suspect          INTEGER NOT NULL DEFAULT 0
@@ -280,9 +282,10 @@ CREATE TABLE history (
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
     -- released    processing to pending: the runner gave the draft back and charged nothing
-    -- recovered   processing to pending: its runner was dead, or nobody held it for too long
+    -- recovered   processing to pending: its runner was dead, or no runner held it for too long
     -- exhausted   processing to failed: as recovered, and its errors reached the budget
-    -- requeued    a terminal state to pending, by an operator
+    -- requeued    a terminal state to pending, by an operator; or processing to pending, if no
+    --             runner held the draft and the move raised requeues
     -- resolved    pending, processing or a terminal state to a terminal state, by an operator
     -- errored     the processor came to no decision; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; it changed nothing
@@ -430,6 +433,8 @@ WHEN NEW.seq <> OLD.seq
              OR (NEW.revision = OLD.revision AND NEW.decided_by IS NULL
                  AND NEW.state <> 'pending' AND NEW.state <> 'processing')
              OR (NEW.decided_by IS NOT NULL AND OLD.owner IS NOT NULL)
+             OR (NEW.requeues > OLD.requeues AND NEW.state = 'pending' AND OLD.owner IS NOT NULL
+                 AND EXISTS (SELECT 1 FROM runners WHERE id = OLD.owner AND ended_at IS NULL))
          WHEN 'pending' THEN
              NEW.state <> 'processing' AND NEW.state <> 'pending' AND NEW.decided_by IS NULL
          ELSE
@@ -445,6 +450,8 @@ BEGIN
     WHERE NEW.state = 'processing' AND OLD.state = 'processing';
     SELECT RAISE(ABORT, 'draftq: illegal move: processing to a terminal state while a runner holds the draft; wait for it, or set state = ''pending'' first')
     WHERE OLD.state = 'processing' AND NEW.decided_by IS NOT NULL;
+    SELECT RAISE(ABORT, 'draftq: illegal move: processing to pending by a requeue while a runner holds the draft; wait for the runner, or end it and use draftq requeue')
+    WHERE OLD.state = 'processing' AND NEW.state = 'pending';
     -- RAISE takes only a literal before SQLite 3.47, and the refusal is to name the move.
     SELECT CASE OLD.state || ' ' || NEW.state
         WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted without a signature; set decided_by to your name as well')
@@ -491,6 +498,7 @@ BEGIN
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
              WHEN NEW.decision IS NOT NULL      THEN 'decided'
+             WHEN NEW.requeues > OLD.requeues AND NEW.state = 'pending' THEN 'requeued'
              WHEN NEW.claims < OLD.claims       THEN 'released'
              WHEN NEW.state = 'pending'         THEN 'recovered'
              ELSE 'exhausted' END,
@@ -649,7 +657,7 @@ END;
 -- Every draft without its text, times in ISO 8601.
 CREATE VIEW draft_overview AS
 SELECT seq, id, state, decision, decided_by, note, output, usage,
-       claims, errors, crashes, defers, last_error_class, last_error, imported_by,
+       claims, errors, crashes, defers, requeues, last_error_class, last_error, imported_by,
        strftime('%Y-%m-%dT%H:%M:%fZ', submitted_at / 1000.0, 'unixepoch') AS submitted,
        strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1000.0, 'unixepoch') AS updated,
        strftime('%Y-%m-%dT%H:%M:%fZ', claimed_at / 1000.0, 'unixepoch') AS claimed,

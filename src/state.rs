@@ -63,8 +63,8 @@ impl DraftState {
         !matches!(self, Self::Pending | Self::Processing)
     }
 
-    /// Whether a runner may move a draft from this state to `to`. (An operator's requeue, from a
-    /// terminal state to pending, is not a runner's move.)
+    /// Whether a runner may move a draft from this state to `to`. (An operator's requeue of a
+    /// finished draft is not a runner's move.)
     #[must_use]
     pub fn runner_may_move_to(self, to: Self) -> bool {
         match self {

@@ -120,7 +120,7 @@ pub struct DraftSummary {
 #[non_exhaustive]
 pub struct HistoryEvent {
     /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `released`, `recovered`,
-    /// `exhausted`, `requeued`, `errored` or `refused`.
+    /// `exhausted`, `requeued`, `resolved`, `errored` or `refused`.
     pub event: String,
     /// The state before, if there was one.
     pub from_state: Option<DraftState>,

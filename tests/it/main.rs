@@ -26,6 +26,7 @@ mod read_only;
 mod reading;
 mod readme;
 mod replaced;
+mod requeue;
 mod run;
 mod schema;
 mod schema_rules;

@@ -581,17 +581,19 @@ impl World {
         let ids: Vec<_> = (0..count).map(|_| self.any_id()).collect();
         let result = store.requeue(&ids);
         let now = self.now;
+        let alive: Vec<i64> = self.runners.iter().flatten().map(RunnerRegistration::id).collect();
         for id in &ids {
-            match self.entry(*id).map(|entry| entry.state) {
+            match self.entry(*id).map(|entry| entry.owner) {
                 None => {
                     return err(
                         result,
                         |error| matches!(error, LibrarianError::UnknownDraft { id: i } if i == id),
                     );
                 }
-                Some(DraftState::Processing) => {
+                Some(Some(owner)) if alive.contains(&owner) => {
                     return err(result, |error| {
-                        matches!(error, LibrarianError::DraftInProcessing { .. })
+                        matches!(error, LibrarianError::DraftHeld { id: i, runner, .. }
+                            if (i, *runner) == (id, owner))
                     });
                 }
                 Some(_) => {}
@@ -603,10 +605,15 @@ impl World {
             let entry = self.entry(*id).ok_or("gone")?;
             let from = entry.state;
             model.push((*id, from));
-            if from.is_terminal() {
+            if from == DraftState::Pending {
+                continue;
+            }
+            (entry.decision, entry.note, entry.error_class) = (None, None, None);
+            (entry.errors, entry.updated_at) = (0, now);
+            if from == DraftState::Processing {
+                entry.leave(DraftState::Pending, "requeued", now);
+            } else {
                 entry.state = DraftState::Pending;
-                (entry.decision, entry.note, entry.error_class) = (None, None, None);
-                (entry.errors, entry.updated_at) = (0, now);
                 entry.record("requeued", from, now, None);
             }
         }

@@ -569,27 +569,6 @@ fn a_run_in_which_somebody_comes_to_results_goes_on() {
 }
 
 #[test]
-fn a_requeue_begins_anew() {
-    let (_directory, store) = store();
-    let draft = draft("again");
-    store.submit(&draft).unwrap();
-    let sql = Connection::open(store.path()).unwrap();
-    sql.execute_batch(
-        "UPDATE drafts SET errors = 3, crashes = 2, defers_in_a_row = 4, suspect = 1, \
-             error_budget = 5, last_error_class = 'exit', last_error = 'exit status 1'; \
-         UPDATE drafts SET state = 'failed', decision = 'failed', decided_by = 'me', note = 'n', \
-             output = '{}', usage = '{}';",
-    )
-    .unwrap();
-    store.requeue(&[draft.id()]).unwrap();
-    let left = "SELECT json_array(state, errors, crashes, defers_in_a_row, suspect, error_budget, \
-                last_error_class, last_error, decision, decided_by, note, output, usage, due_at) \
-                FROM drafts";
-    let left: String = sql.query_row(left, [], |row| row.get(0)).unwrap();
-    assert_eq!(left, r#"["pending",0,0,0,0,null,null,null,null,null,null,null,null,0]"#);
-}
-
-#[test]
 fn a_damaged_draft_is_charged_and_let_go_by_its_runner() {
     for damage in [
         "DROP TRIGGER draft_texts_are_fixed; UPDATE draft_texts SET raw_text = 'x'",

@@ -199,6 +199,7 @@ fn events_are_named_for_the_moves() {
         (DraftState::Pending, "state = 'processing', claimed_at = 1", "claimed"),
         (DraftState::Processing, "state = 'pending'", "recovered"),
         (DraftState::Processing, "state = 'pending', decision = 'deferred'", "deferred"),
+        (DraftState::Processing, "state = 'pending', requeues = requeues + 1", "requeued"),
         (
             DraftState::Processing,
             "state = 'failed', decision = 'failed', decided_by = 'me'",

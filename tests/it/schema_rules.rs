@@ -52,6 +52,7 @@ const DRAFTS: &[(&str, &[&str])] = &[
     ("crashes is a count", &["crashes = -1", "crashes = 1000000001"]),
     ("defers is a count", &["defers = -1", "defers = 1000000001"]),
     ("defers_in_a_row is a count", &["defers_in_a_row = -1", "defers_in_a_row = 1000000001"]),
+    ("requeues is a count", &["requeues = -1", "requeues = 1000000001"]),
     ("suspect is 0 or 1", &["suspect = -1", "suspect = 2"]),
     ("updated_at is a time", &["updated_at = -1", "updated_at = 253402300800000"]),
     ("submitted_at is a time", &["submitted_at = -1", "submitted_at = 253402300800000"]),
@@ -180,7 +181,7 @@ fn the_ends_of_each_range_are_let_through() {
     for set in [
         "due_at = 253402300799999",
         "claims = 1000000000, errors = 1000000000, crashes = 1000000000, defers = 1000000000, \
-             defers_in_a_row = 1000000000",
+             defers_in_a_row = 1000000000, requeues = 1000000000",
         "suspect = 1",
         "updated_at = 253402300799999",
         "submitted_at = 0",
@@ -221,6 +222,12 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
                  claimed_at = NULL, claim_token = NULL, owner = NULL"
                 .to_owned(),
             "while a runner holds the draft",
+        ),
+        (
+            "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                 owner = NULL, requeues = requeues + 1"
+                .to_owned(),
+            "processing to pending by a requeue while a runner holds the draft",
         ),
         ("UPDATE drafts SET supersedes = '0123456789abcdef'".to_owned(), "identity is fixed"),
     ] {

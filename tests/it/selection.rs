@@ -212,8 +212,6 @@ fn a_requeue_redoes_an_outage_and_nothing_else() {
     assert_eq!(finished.expect(0).out(), "Requeued 4 drafts.\n");
     assert_eq!(sandbox.show(&processing)["state"], "processing");
     assert_eq!(sandbox.show(&pending)["history"].as_array().unwrap().len(), 1);
-    let asked = sandbox.draftq(["requeue", "--state=processing", "--yes"]);
-    assert!(asked.expect(64).err().contains("processing"), "{}", asked.err());
     let asked = sandbox.draftq(["requeue", "--state=pending", "--yes"]);
     assert!(asked.expect(0).out().starts_with("Requeued 0 drafts; 7 were pending already."));
 
@@ -227,8 +225,6 @@ fn a_requeue_redoes_an_outage_and_nothing_else() {
     assert_eq!(narrowed.expect(0).out(), "Requeued 1 draft.\n");
     let narrowed = sandbox.draftq(["requeue", &skipped[0], &processing, "--agent=nobody"]);
     assert_eq!(narrowed.expect(0).out(), "Requeued 0 drafts.\n");
-    let dry = sandbox.draftq(["requeue", &skipped[1], &processing, "--dry-run"]);
-    assert!(dry.expect(65).err().contains("processing"), "{}", dry.err());
     assert_eq!(sandbox.draftq(["requeue", "--limit=3", "--yes"]).expect(64).out(), "");
     drop(store);
 }

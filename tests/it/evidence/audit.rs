@@ -73,7 +73,7 @@ impl Row {
                 | ("exhausted", Some("processing"), "failed")
                 | ("errored", Some("processing"), "processing") => true,
                 ("decided", Some("processing"), to) => terminal.contains(&to),
-                ("requeued", Some(from), "pending") => terminal.contains(&from),
+                ("requeued", Some(from), "pending") => from != "pending",
                 ("refused", Some(from), to) => from == to,
                 _ => false,
             };
