@@ -22,6 +22,7 @@ mod moves;
 mod opening;
 mod output;
 mod privacy;
+mod public_api;
 mod read_only;
 mod reading;
 mod readme;
