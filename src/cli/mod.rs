@@ -1,5 +1,5 @@
 //! The command line: one file per command, with its arguments and its help beside its code.
-//! What several commands share is in files named after it.
+//! Parts that several commands share are in files of their own.
 
 mod arguments;
 mod completions;
@@ -21,9 +21,9 @@ mod run_progress;
 mod selection;
 mod show;
 mod signals;
-mod staging;
 mod stats;
 mod submit;
+mod submit_files;
 mod submit_jsonl;
 mod summary;
 mod sweep;

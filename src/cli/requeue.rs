@@ -94,7 +94,7 @@ impl Requeue {
                 message("draftq: nothing was requeued");
                 return Ok(ExitCode::SUCCESS);
             }
-            // Not more than the answer was about.
+            // At most as many as the user confirmed.
             limit = Some(drafts);
         }
         let mut printed = Printed::new(output);
@@ -111,7 +111,7 @@ impl Requeue {
         }
     }
 
-    /// The drafts that a requeue of this selection is about.
+    /// The drafts to requeue.
     fn query(&self, store: &DraftStore) -> Result<DraftQuery, Failure> {
         let query = self.selection.query(store)?;
         Ok(match self.selection.states() {
@@ -196,13 +196,13 @@ fn asked(question: &str) -> Result<bool, Failure> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// The answers about requeued drafts.
+/// Prints the results, and counts them.
 struct Printed {
     output: Output,
     moved: usize,
     pending: usize,
     held: usize,
-    /// Why answers can no longer be printed. Drafts are requeued all the same.
+    /// Why results can no longer be printed. The drafts are requeued nevertheless.
     failure: Option<Failure>,
 }
 
@@ -217,7 +217,7 @@ impl Printed {
         self.pending += pending;
         self.held += held;
         self.moved += requeued.len() - pending - held;
-        // After a failure nothing more is printed: a gap in the answers would not be noticed.
+        // After a failure nothing more is printed, because a gap would not be noticed.
         if self.output.is_json() && self.failure.is_none() {
             self.failure = self.output.json_lines(requeued).err();
         }

@@ -1,4 +1,4 @@
-//! Which drafts a command is about: the same options for every command that takes several.
+//! Selects drafts: the same options for every command that works on several drafts.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use super::arguments::{surface, time_or_age, utf8_argument, zero_or_more};
 use super::failure::Failure;
 use super::unreadable::Unreadable;
 
-/// At most this many of the ids that begin alike are named.
+/// The most ids that an error about an ambiguous id lists.
 const MAX_CANDIDATES: usize = 8;
 
 /// Drafts by id and by filters. A draft is selected if it has one of the ids, if any are given,
@@ -25,7 +25,7 @@ pub struct Selection {
     /// Only these drafts: ids, or the first digits of ids.
     #[arg(value_name = "ID", help_heading = None::<&str>)]
     ids: Vec<String>,
-    /// Only in these states: one, or several with commas between them.
+    /// Only in these states, separated by commas.
     #[arg(long = "state", value_name = "STATE", value_delimiter = ',')]
     states: Vec<DraftState>,
     /// Only of this agent.
@@ -66,11 +66,11 @@ pub struct Selection {
     /// Only with a match of this regular expression in the text.
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, value_parser = regex)]
     grep: Option<Regex>,
-    /// At most this many drafts; 0 is all [default: 50 for list, else all].
+    /// At most this many drafts; 0 means all [default: 50 for list, otherwise all].
     #[arg(long, value_name = "N", value_parser = zero_or_more::<usize>)]
     #[arg(allow_negative_numbers = true)]
     limit: Option<usize>,
-    /// First the drafts that were submitted first, in the order in which they are processed.
+    /// Oldest first, which is the order of processing [default: newest first].
     #[arg(long)]
     oldest: bool,
 }
@@ -86,7 +86,7 @@ impl Selection {
         !self.ids.is_empty()
     }
 
-    /// Whether drafts are selected by more than their ids.
+    /// Whether any filter was given.
     pub fn has_filters(&self) -> bool {
         !self.states.is_empty()
             || self.agent.is_some()
@@ -102,12 +102,12 @@ impl Selection {
             || self.grep.is_some()
     }
 
-    /// Whether drafts are selected by their texts, so that finding them takes longer.
+    /// Whether drafts are selected by their texts, which takes longer.
     pub fn reads_texts(&self) -> bool {
         self.grep.is_some()
     }
 
-    /// The states that were asked for; empty for all.
+    /// The states that were given; empty for all.
     pub fn states(&self) -> &[DraftState] {
         &self.states
     }
@@ -121,7 +121,7 @@ impl Selection {
         }
     }
 
-    /// The ids of the drafts that were named.
+    /// The ids that were given, in full.
     pub fn named(&self, store: &DraftStore) -> Result<Vec<DraftId>, Failure> {
         self.ids.iter().map(|id| find_draft(store, id)).collect()
     }
@@ -186,8 +186,7 @@ pub struct Visited {
     pub more: bool,
 }
 
-/// Read page after page, each in a short transaction, until there are as many drafts as the limit
-/// says.
+/// Read page after page, each in a short transaction, up to the limit.
 pub fn for_each_page<R>(
     query: DraftQuery,
     limit: Option<usize>,
@@ -203,8 +202,8 @@ pub fn for_each_page<R>(
         let page = page(&query)?;
         visited.drafts += page.rows.len();
         visited.more = page.next.is_some();
-        left = left.saturating_sub(page.rows.len() + page.passed_over.len());
-        unreadable.note_rows(&page.passed_over);
+        left = left.saturating_sub(page.rows.len() + page.unreadable.len());
+        unreadable.note_rows(&page.unreadable);
         if !page.rows.is_empty() {
             visit(&page.rows, unreadable)?;
         }
@@ -231,7 +230,7 @@ fn regex(text: &str) -> Result<Regex, String> {
     })
 }
 
-/// The draft that an argument means: by its id, or by the first digits of it.
+/// The draft with this id, or the only draft whose id begins with these digits.
 pub fn find_draft(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
     let prefix = text.to_ascii_lowercase();
     let shown = draftq::escape_line(text);

@@ -1,4 +1,4 @@
-//! `draftq show`: all that is known of one draft.
+//! `draftq show`: everything about one draft.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -86,7 +86,7 @@ impl Show {
     }
 }
 
-/// What is known of a draft, a line each.
+/// The fields of a draft, one per line.
 fn record_text(record: &DraftRecord) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {

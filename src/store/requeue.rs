@@ -122,7 +122,7 @@ impl DraftStore {
             })?;
             self.notify();
         }
-        Ok(DraftPage { rows: requeued, passed_over: page.passed_over, next: page.next })
+        Ok(DraftPage { rows: requeued, unreadable: page.unreadable, next: page.next })
     }
 
     /// Whether [`requeue`](Self::requeue) would accept this draft now. Changes nothing.

@@ -1,7 +1,7 @@
-//! A draft is looked at. Nothing here writes.
+//! Reads drafts, their histories and their counts.
 //!
-//! A row that cannot be read in full is shown as far as it can be read, with the names of the
-//! columns that cannot; it hides no other row.
+//! If some columns of a row cannot be read, the other columns are returned, with the names of the
+//! unreadable ones. Such a row does not hide other rows.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Serialize, Serializer};
@@ -16,63 +16,63 @@ use crate::json::JsonText;
 use crate::metadata::DraftSourceSurface;
 use crate::state::{DraftProcessingDecision, DraftState};
 
-/// Of each text in a [`DraftSummary`], at most this many bytes are read.
+/// At most this many bytes of each text in a [`DraftSummary`] are read.
 const SUMMARY_TEXT_BYTES: usize = 2 * 1024;
 
-/// Everything about a draft but its text. As JSON its names are those of the database's columns;
+/// Everything about a draft except its text. The JSON keys are the names of the database's columns;
 /// times are milliseconds since the Unix epoch, UTC.
 ///
-/// What cannot be read is `None`, 0 or empty, and named in `unreadable`; of a text that is not
-/// UTF-8 the bad bytes are replaced by U+FFFD.
+/// A value that cannot be read is `None`, 0 or empty, and its column is named in `unreadable`. In
+/// text that is not UTF-8, the invalid bytes are replaced by U+FFFD.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DraftRecord {
-    /// Place in the order of submission.
+    /// Its place in the order of submission.
     pub seq: i64,
     /// The id.
     pub id: DraftId,
-    /// Where the draft is.
+    /// The state of the draft.
     pub state: DraftState,
-    /// The surface that exposed or submitted it.
+    /// The kind of source that it came from.
     pub source_surface: Option<DraftSourceSurface>,
     /// The agent that wrote it.
     pub source_agent: Option<String>,
     /// The project it belongs to.
     pub source_project: Option<String>,
-    /// The person on whose behalf.
+    /// The person for whom it was written.
     pub operator: Option<String>,
     /// A URI, path or event id of the source.
     pub provenance_uri: Option<String>,
-    /// Free labels.
+    /// Its tags.
     pub context_tags: Vec<String>,
-    /// When it came in, by its submitter's word.
+    /// When it was submitted, as the submitter stated it.
     pub submitted_at_unix_ms: i64,
     /// Length of its text in bytes of UTF-8.
     pub text_bytes: u64,
-    /// When it was claimed, while it is in processing.
+    /// When it was claimed, if it is in processing.
     pub claimed_at_unix_ms: Option<i64>,
-    /// The runner that holds it.
+    /// The runner that holds its claim.
     pub owner: Option<i64>,
-    /// Before this time a pending draft is not claimed.
+    /// No runner claims the draft before this time.
     pub due_at_unix_ms: Option<i64>,
     /// How often it was claimed.
     pub claims: u64,
-    /// How many errors it had since its submission or its last requeue.
+    /// How many errors it has had since it was submitted or last requeued.
     pub errors: u64,
-    /// How often its runner died while it held this draft and no other, since its submission or
-    /// its last requeue.
+    /// How often its runner died while it held this draft and no other, since it was submitted or
+    /// last requeued.
     pub crashes: u64,
     /// How often its processor deferred it.
     pub defers: u64,
     /// The last decision.
     pub decision: Option<DraftProcessingDecision>,
-    /// The processor's note with it.
+    /// The note of that decision.
     pub note: Option<String>,
-    /// The processor's output with it.
+    /// The output of that decision.
     pub output: Option<JsonText>,
-    /// A short word for the last error.
+    /// The class of the last error.
     pub last_error_class: Option<String>,
-    /// What the last error said.
+    /// The message of the last error.
     pub last_error: Option<String>,
     /// When draftq last changed the row.
     pub updated_at_unix_ms: i64,
@@ -81,48 +81,48 @@ pub struct DraftRecord {
     pub unreadable: Vec<&'static str>,
 }
 
-/// What a line about a draft shows. Of long texts only the beginning is read. As JSON its names are
-/// those of [`DraftRecord`].
+/// The fields of a draft that a list shows. Long texts are cut off. The JSON keys are those of
+/// [`DraftRecord`].
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DraftSummary {
-    /// Place in the order of submission.
+    /// Its place in the order of submission.
     pub seq: i64,
     /// The id.
     pub id: DraftId,
-    /// Where the draft is.
+    /// The state of the draft.
     pub state: DraftState,
-    /// The surface that exposed or submitted it.
+    /// The kind of source that it came from.
     pub source_surface: Option<DraftSourceSurface>,
     /// The agent that wrote it.
     pub source_agent: Option<String>,
     /// The project it belongs to.
     pub source_project: Option<String>,
-    /// When it came in, by its submitter's word, in milliseconds since the Unix epoch.
+    /// When it was submitted, as the submitter stated it, in milliseconds since the Unix epoch.
     pub submitted_at_unix_ms: i64,
-    /// How many errors it had since its submission or its last requeue.
+    /// How many errors it has had since it was submitted or last requeued.
     pub errors: u64,
     /// The last decision.
     pub decision: Option<DraftProcessingDecision>,
-    /// The processor's note with it.
+    /// The note of that decision.
     pub note: Option<String>,
-    /// A short word for the last error.
+    /// The class of the last error.
     pub last_error_class: Option<String>,
-    /// What the last error said.
+    /// The message of the last error.
     pub last_error: Option<String>,
-    /// Those of these columns that cannot be read.
+    /// The columns that cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<&'static str>,
 }
 
-/// One event of a draft's life; see the `history` table for what the events mean.
+/// One event in the history of a draft. The comments of the `history` table define the events.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HistoryEvent {
     /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `released`, `recovered`,
     /// `exhausted`, `requeued`, `resolved`, `errored` or `refused`.
     pub event: String,
-    /// The state before, if there was one.
+    /// The state before; `None` if the draft was new.
     pub from_state: Option<DraftState>,
     /// The state after; `None` if it cannot be read.
     pub to_state: Option<DraftState>,
@@ -138,33 +138,33 @@ pub struct HistoryEvent {
     pub note: Option<String>,
     /// The processor's output.
     pub output: Option<JsonText>,
-    /// A short word for the error.
+    /// The class of the error.
     pub error_class: Option<String>,
-    /// What the error said.
+    /// The message of the error.
     pub error: Option<String>,
-    /// For a deferral beyond the first 20 in a row: how many of them this event stands for.
+    /// For a deferral after the first 20 in a row: how many deferrals this event stands for.
     pub repeats: Option<u64>,
-    /// Whether the move was typed into a SQL shell.
+    /// Whether the move was made by hand, with SQL.
     pub by_hand: bool,
     /// The columns that cannot be read.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<&'static str>,
 }
 
-/// Counts over the whole store, of one moment.
+/// Counts over the whole store, read in one transaction.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct StoreStats {
-    /// All drafts.
+    /// The number of drafts.
     pub drafts: u64,
-    /// How many are in each state, in the order of the states.
+    /// The number of drafts in each state, in the order of the states.
     #[serde(serialize_with = "state_map")]
     pub states: Vec<(DraftState, u64)>,
-    /// Pending drafts that wait for a time.
+    /// The number of pending drafts that are not due yet.
     pub delayed: u64,
-    /// When the first of them is due.
+    /// When the first of those is due.
     pub next_due_unix_ms: Option<i64>,
-    /// When the draft that is next to be claimed was submitted.
+    /// When the draft that will be claimed next was submitted.
     pub oldest_ready_unix_ms: Option<i64>,
     /// When the oldest claim was made.
     pub oldest_claim_unix_ms: Option<i64>,
@@ -184,8 +184,8 @@ impl DraftStore {
     ///
     /// # Errors
     ///
-    /// [`LibrarianError::DraftNotFound`] if it is not, [`LibrarianError::DamagedDraft`] if it is
-    /// not what was submitted.
+    /// [`LibrarianError::DraftNotFound`] if it is not in this state; [`LibrarianError::DamagedDraft`]
+    /// if it was changed after it was submitted.
     pub fn load(&self, state: DraftState, id: DraftId) -> Result<Draft, LibrarianError> {
         self.database().statement("load a draft", |connection| {
             let mut statement = connection.prepare_cached(concat!(
@@ -205,11 +205,11 @@ impl DraftStore {
         })
     }
 
-    /// Every draft in this state, in order of submission, texts and all. For long queues,
-    /// [`query`](Self::query) gives pages without texts.
+    /// All drafts in this state with their texts, in order of submission. For a long queue use
+    /// [`query`](Self::query), which returns pages without texts.
     ///
-    /// A draft that is not what was submitted is left out, with a warning in the log;
-    /// [`load`](Self::load) gives the error.
+    /// A draft that was changed after it was submitted is left out, and a warning is logged;
+    /// [`load`](Self::load) returns the error.
     ///
     /// # Errors
     ///
@@ -260,20 +260,20 @@ impl DraftStore {
             while ids.len() < limit
                 && let Some(row) = rows.next()?
             {
-                // What is no id cannot be asked for.
+                // A value that is not an id is left out.
                 ids.extend(get::<DraftId>(row, "id").ok());
             }
             Ok(ids)
         })
     }
 
-    /// Record, history and text of one draft, of one moment.
+    /// Record, history and text of one draft, read in one transaction.
     ///
     /// # Errors
     ///
     /// [`LibrarianError::UnknownDraft`] if no draft has this id; [`LibrarianError::DamagedDraft`]
-    /// if its text or provenance is not what was submitted: then [`record`](Self::record) gives
-    /// the rest.
+    /// if its text or provenance was changed after it was submitted; [`record`](Self::record) then
+    /// returns the rest.
     pub fn inspect(
         &self,
         id: DraftId,
@@ -305,7 +305,7 @@ impl DraftStore {
         self.database().read("show a draft", |connection| record(connection, id))
     }
 
-    /// Counts over the whole store. What they cost does not grow with it.
+    /// Counts over the whole store. They are read from indexes, not from the drafts.
     ///
     /// # Errors
     ///
@@ -332,7 +332,7 @@ impl DraftStore {
             let number = |sql| -> Result<Option<i64>, TransactionError> {
                 let mut statement = connection.prepare_cached(sql)?;
                 let mut rows = statement.query([])?;
-                // What is no number is none: it is not to hide the other counts.
+                // A value that is not a number is left out, so that it does not hide the counts.
                 Ok(rows.next()?.and_then(|row| row.get(0).ok().flatten()))
             };
             let next_due_unix_ms = number(
@@ -369,7 +369,7 @@ fn record(
         .query_row([id.to_hex()], |row| Ok(record_of(row)))
         .optional()?
         .ok_or(LibrarianError::UnknownDraft { id })?;
-    // Its id was found, so it is the state.
+    // The id is readable, so it must be the state that is not.
     let record = record.map_err(|_| LibrarianError::DamagedDraft {
         id,
         damage: DraftDamage::Unreadable { column: "state" },

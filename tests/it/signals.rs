@@ -42,7 +42,7 @@ impl Underway {
     /// Send the first signal, and wait for the answer to it.
     fn ask_to_finish(&mut self, signal: Signal) {
         self.signal(signal);
-        while !self.told.contains("finishing the drafts in hand") {
+        while !self.told.contains("finishing the current drafts") {
             assert_ne!(self.stderr.read_line(&mut self.told).unwrap(), 0, "{}", self.told);
         }
     }

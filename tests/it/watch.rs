@@ -148,7 +148,7 @@ fn an_error_is_logged_and_not_met_again_at_once() {
         "true",
     ]);
     assert_eq!(ran.expect(0).out(), "");
-    assert_eq!(ran.err().matches("no room; the watch goes on").count(), 2, "{}", ran.err());
+    assert_eq!(ran.err().matches("no room; the watch continues").count(), 2, "{}", ran.err());
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 

@@ -44,7 +44,7 @@ impl DraftProcessor for Quick {
 }
 
 fn drain(store: &DraftStore, log: &Path) {
-    let runner = Runner::new(store, "test").most_items(0);
+    let runner = Runner::new(store, "test").max_items(0);
     let report = runner.run_one(&mut Quick::new(log), SystemTime::now());
     assert!(report.stopped_by.is_none(), "{report:?}");
 }

@@ -306,7 +306,7 @@ fn watches(bench: &Bench, watches: usize, drafts: usize) -> (Vec<f64>, f64, f64)
         let output = watch.output();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!said.contains("the watch goes on"), "{said}");
+        assert!(!said.contains("the watch continues"), "{said}");
     }
     for row in read_back(&sql).values() {
         assert_eq!((row.state.as_str(), row.events.len()), ("accepted", 3), "{row:?}");
