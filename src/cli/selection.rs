@@ -40,15 +40,16 @@ pub struct Selection {
     /// Only with this tag.
     #[arg(long, value_name = "TAG", allow_hyphen_values = true, value_parser = utf8_argument())]
     tag: Option<String>,
-    /// Only since then: an age such as 90s, 2h or 7d, or a time such as 2026-11-20 or
-    /// 2026-11-20T08:30:00Z (UTC if it has no offset).
+    /// Only drafts submitted at this time or later (with --of updated: last changed). An age such
+    /// as 90s, 2h or 7d, or a time such as 2026-11-20 or 2026-11-20T08:30:00Z (UTC if it has no
+    /// offset).
     #[arg(long, value_name = "WHEN", value_parser = time_or_age)]
     since: Option<SystemTime>,
-    /// Only before then: an age or a time, as for --since.
+    /// Only drafts submitted before this time (with --of updated: last changed).
     #[arg(long, value_name = "WHEN", value_parser = time_or_age)]
     until: Option<SystemTime>,
-    /// Which time --since and --until are about: when a draft was submitted, or when it last
-    /// changed [default: submitted].
+    /// The time that --since and --until compare: of the submission, or of the last change
+    /// [default: submitted].
     #[arg(long, value_name = "TIME", requires = "since_or_until")]
     of: Option<TimeOf>,
     /// Only with a last error of this class, such as exit, timeout or protocol.
