@@ -106,27 +106,10 @@ struct EnvelopeIn {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use proptest::prelude::*;
 
     use super::*;
-
-    fn metadata() -> DraftMetadata {
-        DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH)
-    }
-
-    fn full() -> DraftMetadata {
-        DraftMetadata {
-            source_surface: DraftSourceSurface::ClaudeMemory,
-            source_agent: Some("claude".into()),
-            source_project: Some("project".into()),
-            operator: Some("Zoë".into()),
-            provenance_uri: Some("file:///notes/héllo.md".into()),
-            context_tags: vec!["a".into()],
-            submitted_at: from_unix_ms(1_700_000_000_123),
-        }
-    }
+    use crate::metadata::samples::{full, minimal as metadata};
 
     #[test]
     fn an_envelope_needs_only_its_text() {

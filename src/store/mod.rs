@@ -16,7 +16,8 @@
 //! | `recover.rs` | returns it to pending when the runner is dead |
 //! | `wakeup.rs` | wakes a waiting runner for it |
 //! | `query.rs`, `pages.rs` | selects and lists it |
-//! | `view.rs`, `columns.rs`, `counts.rs` | reads and counts it |
+//! | `view.rs`, `record.rs`, `columns.rs` | reads it |
+//! | `counts.rs` | counts it |
 //! | `requeue.rs` | returns it to pending for an operator |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
@@ -26,16 +27,19 @@
 mod claim;
 pub(crate) mod claimed;
 mod columns;
-mod counts;
+pub(crate) mod counts;
 mod draft_store;
 mod due;
 pub(crate) mod exchange;
 pub(crate) mod finish;
 mod group;
+#[cfg(test)]
+mod growth_tests;
 mod insert;
 mod liveness;
 pub(crate) mod pages;
 pub(crate) mod query;
+pub(crate) mod record;
 pub(crate) mod recover;
 pub(crate) mod registration;
 pub(crate) mod requeue;
@@ -44,7 +48,7 @@ pub(crate) mod submission;
 mod submit;
 pub(crate) mod submit_batches;
 mod transition;
-pub(crate) mod view;
+mod view;
 pub(crate) mod wakeup;
 
 pub use self::draft_store::{DraftStore, DraftTransition, StoreOptions};

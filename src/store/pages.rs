@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::DraftStore;
 use super::columns::lossy_text;
 use super::query::DraftQuery;
-use super::view::{
+use super::record::{
     DraftRecord, DraftSummary, RECORD_COLUMNS, SUMMARY_COLUMNS, record_bytes, record_of, summary_of,
 };
 use crate::clock::unix_ms;

@@ -10,7 +10,6 @@ mod evidence;
 mod examples;
 mod fencing;
 mod file_version;
-mod growth;
 mod guard;
 mod harness;
 mod intake;
