@@ -3,21 +3,11 @@
 
 use std::time::SystemTime;
 
-use draftq::RunnerRegistration;
-use draftq::{Claim, Claimed};
-use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Outcome};
+use draftq::{DraftProcessingDecision, DraftState, LibrarianError, Outcome};
 use draftq::{ErrorKind, ProcessorError};
 use rusqlite::Connection;
 
-use crate::harness::{assert_whole, draft, seed, setting, store};
-
-fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
-    let mut snapshot = store.pending_snapshot().unwrap();
-    match store.claim_next(runner, &mut snapshot).unwrap() {
-        Some(Claimed::Draft(claim)) => *claim,
-        other => panic!("expected a draft, got {other:?}"),
-    }
-}
+use crate::harness::{assert_whole, claim, draft, seed, setting, store};
 
 fn row(connection: &Connection, id: &str) -> String {
     connection

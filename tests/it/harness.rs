@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
+use draftq::{Claim, Claimed, Draft, DraftMetadata, DraftSourceSurface, DraftStore};
+use draftq::{FromFn, LibrarianError, Outcome, RunnerRegistration, from_fn};
 use draftq::{from_unix_ms, unix_ms};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
@@ -27,6 +28,23 @@ pub fn store() -> (tempfile::TempDir, DraftStore) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
     (directory, store)
+}
+
+/// A processor that calls this function.
+pub fn judged_by<F>(function: F) -> FromFn<F>
+where
+    F: FnMut(&Draft) -> Result<Outcome, LibrarianError>,
+{
+    from_fn(function)
+}
+
+/// Claim the next draft.
+pub fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
+    let mut snapshot = store.pending_snapshot().unwrap();
+    match store.claim_next(runner, &mut snapshot).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        other => panic!("expected a draft, got {other:?}"),
+    }
 }
 
 /// Close a store. A thread of its pool may drop the last connection, and only then is the WAL

@@ -16,20 +16,7 @@ use draftq::{
     DraftState, DraftStore, LibrarianError, Outcome, Runner,
 };
 
-use crate::harness::{draft, seed, setting};
-
-/// A processor that is a function.
-struct Judge<F>(F);
-
-impl<F: FnMut(&Draft) -> Result<Outcome, LibrarianError>> DraftProcessor for Judge<F> {
-    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
-        self.process_to_outcome(draft).map(|outcome| outcome.decision())
-    }
-
-    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
-        (self.0)(draft)
-    }
-}
+use crate::harness::{draft, judged_by, seed, setting};
 
 fn accept(_draft: &Draft) -> Result<Outcome, LibrarianError> {
     Ok(DraftProcessingDecision::Accepted.into())
@@ -86,7 +73,7 @@ impl Bench {
 fn what_the_processor_says_is_stored_with_the_move() {
     let bench = bench();
     let drafts = bench.submit(&["a"]);
-    bench.run(&mut Judge(|_: &Draft| {
+    bench.run(&mut judged_by(|_: &Draft| {
         let outcome = Outcome::new(DraftProcessingDecision::Quarantined).with_note("look at it");
         outcome.with_output(&serde_json::json!({"z": 1, "a": [1.50, "\u{202e}"]}))
     }));
@@ -117,20 +104,20 @@ fn errors_are_counted_wait_longer_each_time_and_end_in_failed() {
     let stale = Duration::from_secs(60);
 
     // The first error: tried again as soon as the claim is stale.
-    let summary = bench.run(&mut Judge(err));
+    let summary = bench.run(&mut judged_by(err));
     assert_eq!((summary.claimed, summary.errors), (1, 1));
     assert_eq!(bench.state(&stuck), DraftState::Processing);
     let (record, ..) = bench.store.inspect(stuck.id()).unwrap();
     assert_eq!(record.last_error_class.as_deref(), Some("model"));
     assert!(record.last_error.unwrap().contains("no model"));
-    assert_eq!(bench.run(&mut Judge(err)).claimed, 0, "not stale yet");
+    assert_eq!(bench.run(&mut judged_by(err)).claimed, 0, "not stale yet");
     bench.pass(stale);
-    let summary = bench.run(&mut Judge(err));
+    let summary = bench.run(&mut judged_by(err));
     assert_eq!((summary.recovered_processing, summary.claimed, summary.errors), (1, 1, 1));
 
     // The second: it also waits, 10 s give or take a quarter.
     bench.pass(stale);
-    let summary = bench.run(&mut Judge(err));
+    let summary = bench.run(&mut judged_by(err));
     assert_eq!((summary.recovered_processing, summary.pending_seen), (1, 0));
     let due = bench.store.inspect(stuck.id()).unwrap().0.due_at_unix_ms.unwrap();
     let delay = due - bench.clock.now_ms();
@@ -139,14 +126,14 @@ fn errors_are_counted_wait_longer_each_time_and_end_in_failed() {
 
     // The third is the budget; the draft behind it is not held up.
     let behind = bench.submit(&["behind"]).remove(0);
-    let summary = bench.run(&mut Judge(|draft: &Draft| match draft.raw_text() {
+    let summary = bench.run(&mut judged_by(|draft: &Draft| match draft.raw_text() {
         "stuck" => err(draft),
         _ => accept(draft),
     }));
     assert_eq!((summary.errors, summary.accepted), (1, 1));
     assert_eq!(bench.state(&behind), DraftState::Accepted);
     bench.pass(stale);
-    let summary = bench.run(&mut Judge(accept));
+    let summary = bench.run(&mut judged_by(accept));
     assert_eq!((summary.recovered_processing, summary.exhausted, summary.claimed), (0, 1, 0));
     let (record, history, _) = bench.store.inspect(stuck.id()).unwrap();
     assert_eq!((record.state, record.decision), (DraftState::Failed, None));
@@ -155,7 +142,7 @@ fn errors_are_counted_wait_longer_each_time_and_end_in_failed() {
 
     // An operator gives it a fresh start.
     bench.store.requeue(&[stuck.id()]).unwrap();
-    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+    assert_eq!(bench.run(&mut judged_by(accept)).accepted, 1);
 }
 
 #[test]
@@ -181,12 +168,12 @@ fn a_delayed_draft_is_not_claimed_before_its_time_and_keeps_its_place() {
             _ => outcome,
         })
     };
-    assert_eq!(bench.run(&mut Judge(later)).deferred, 2);
+    assert_eq!(bench.run(&mut judged_by(later)).deferred, 2);
     bench.pass(Duration::from_millis(29_999));
     assert_eq!(bench.run(&mut DeferredDraftProcessor).pending_seen, 1);
     bench.pass(Duration::from_millis(1));
     let mut seen = Vec::new();
-    bench.run(&mut Judge(|draft: &Draft| {
+    bench.run(&mut judged_by(|draft: &Draft| {
         seen.push(draft.raw_text().to_owned());
         accept(draft)
     }));
@@ -201,11 +188,11 @@ fn a_due_time_is_waited_for_however_far_ahead_it_is() {
     let year_ms: i64 = 365 * 24 * 60 * 60 * 1000;
     let due_at = bench.clock.now_ms() + year_ms;
     outside.execute("UPDATE drafts SET due_at = ?1", [due_at]).unwrap();
-    assert_eq!(bench.run(&mut Judge(accept)).pending_seen, 0);
+    assert_eq!(bench.run(&mut judged_by(accept)).pending_seen, 0);
     bench.clock.set(from_unix_ms(due_at - 1));
-    assert_eq!(bench.run(&mut Judge(accept)).pending_seen, 0);
+    assert_eq!(bench.run(&mut judged_by(accept)).pending_seen, 0);
     bench.clock.set(from_unix_ms(due_at));
-    assert_eq!(bench.run(&mut Judge(accept)).accepted, 1);
+    assert_eq!(bench.run(&mut judged_by(accept)).accepted, 1);
     assert_eq!(bench.state(&draft), DraftState::Accepted);
 }
 
@@ -213,22 +200,22 @@ fn a_due_time_is_waited_for_however_far_ahead_it_is() {
 fn an_erred_draft_is_not_tried_again_early_because_the_clock_was_set_forward() {
     let bench = bench();
     bench.submit(&["a"]);
-    assert_eq!(bench.run(&mut Judge(err)).errors, 1);
+    assert_eq!(bench.run(&mut judged_by(err)).errors, 1);
     // An administrator sets the clock an hour ahead; no time has passed.
     let hour = Duration::from_secs(3600);
     bench.clock.jump(bench.clock.now() + hour);
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
     bench.pass(Duration::from_secs(59));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
     bench.pass(Duration::from_secs(1));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
     // And back: it does not wait for the clock to catch up.
     bench.submit(&["b"]);
-    assert_eq!(bench.run(&mut Judge(err)).errors, 1);
+    assert_eq!(bench.run(&mut judged_by(err)).errors, 1);
     bench.clock.jump(bench.clock.now() - hour);
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0);
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0);
     bench.pass(Duration::from_secs(60));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
 }
 
 #[test]
@@ -238,11 +225,11 @@ fn a_claim_made_while_the_clock_was_wrong_begins_to_age_when_it_is_right() {
     bench.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
     bench.store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
     bench.clock.set(from_unix_ms(3_600_000));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0);
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0);
     bench.pass(Duration::from_secs(59));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 0, "not early");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
     bench.pass(Duration::from_secs(1));
-    assert_eq!(bench.run(&mut Judge(accept)).recovered_processing, 1, "not stuck");
+    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
 }
 
 #[test]
@@ -254,7 +241,7 @@ fn a_hold_keeps_every_worker_from_claiming() {
     let starts = Arc::new(Mutex::new(Vec::new()));
     let judge = || {
         let starts = Arc::clone(&starts);
-        Judge(move |_: &Draft| {
+        judged_by(move |_: &Draft| {
             starts.lock().unwrap().push(begun.elapsed());
             Ok(Outcome::new(DraftProcessingDecision::Accepted).with_hold(hold))
         })
@@ -273,7 +260,7 @@ fn a_cancelled_hold_ends_the_run() {
     bench.submit(&["1", "2"]);
     let cancellation = Cancellation::default();
     let asked = cancellation.clone();
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         asked.cancel();
         let outcome = Outcome::new(DraftProcessingDecision::Accepted);
         Ok(outcome.with_hold(Duration::from_secs(3600)))
@@ -293,7 +280,7 @@ const LONG_HOLD: Duration = Duration::from_secs(3600);
 fn a_hold_is_not_waited_for_when_nothing_is_left() {
     let bench = bench();
     bench.submit(&["1", "2"]);
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         let outcome = Outcome::new(DraftProcessingDecision::Accepted);
         Ok(outcome.with_hold(LONG_HOLD))
     });
@@ -311,7 +298,7 @@ fn an_error_ends_a_run_in_which_another_worker_holds() {
     let both = Arc::new(Barrier::new(2));
     let judge = || {
         let both = Arc::clone(&both);
-        Judge(move |draft: &Draft| {
+        judged_by(move |draft: &Draft| {
             both.wait();
             if draft.raw_text() == "holds" {
                 let outcome = Outcome::new(DraftProcessingDecision::Accepted);
@@ -337,7 +324,7 @@ fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let drafts = bench.submit(&texts);
     let judge = || {
-        Judge(|draft: &Draft| {
+        judged_by(|draft: &Draft| {
             assert_ne!(draft.raw_text(), "20", "the processor's own fault");
             std::thread::sleep(Duration::from_micros(200));
             accept(draft)
@@ -360,7 +347,7 @@ fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
         assert_eq!(recovery.to_pending.len(), 1);
         bench.pass(Duration::from_secs(3600));
     }
-    assert!(runner.run_one(&mut Judge(accept), bench.clock.now()).stopped_by.is_none());
+    assert!(runner.run_one(&mut judged_by(accept), bench.clock.now()).stopped_by.is_none());
     assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 500);
 }
 
@@ -369,11 +356,11 @@ fn a_panic_of_the_observer_ends_the_run() {
     let bench = bench();
     bench.submit(&["1", "2", "3"]);
     let runner = bench.runner().observer(|summary| assert_eq!(summary.done(), 0));
-    let mut judges = [Judge(accept), Judge(accept)];
+    let mut judges = [judged_by(accept), judged_by(accept)];
     let run = || runner.run(&mut judges, bench.clock.now());
     std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
     // What was claimed goes back, and the rest is still there.
-    bench.run(&mut Judge(accept));
+    bench.run(&mut judged_by(accept));
     assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 3);
 }
 
@@ -382,7 +369,7 @@ fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
     let bench = bench();
     let drafts = bench.submit(&["taken away", "pending"]);
     let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
-    let mut judge = Judge(|draft: &Draft| {
+    let mut judge = judged_by(|draft: &Draft| {
         // An operator puts it back by hand.
         let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
                        owner = NULL WHERE id = ?1";
@@ -407,7 +394,7 @@ fn workers_share_one_limit_and_no_draft() {
     let mut workers: Vec<_> = (0..4)
         .map(|_| {
             let (seen, busy) = (Arc::clone(&seen), Arc::clone(&busy));
-            Judge(move |draft: &Draft| {
+            judged_by(move |draft: &Draft| {
                 busy.fetch_add(1, Ordering::SeqCst);
                 *seen.lock().unwrap().entry(draft.raw_text().to_owned()).or_default() += 1;
                 // A deferred draft must not be met again by another worker.
@@ -436,7 +423,7 @@ fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
     let left = Arc::new((Mutex::new(texts.len() - 1), Condvar::new()));
     let judge = || {
         let left = Arc::clone(&left);
-        Judge(move |draft: &Draft| {
+        judged_by(move |draft: &Draft| {
             let (number, changed) = &*left;
             let mut number = number.lock().unwrap();
             if draft.raw_text() == "7" {
@@ -464,7 +451,7 @@ fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
     bench.submit(&texts);
     // One draft takes so long that those claimed ahead are given back; and that lasts, because
     // another writer has the database until after the draft is done.
-    let mut judge = Judge(|draft: &Draft| {
+    let mut judge = judged_by(|draft: &Draft| {
         if draft.raw_text() == "30" {
             // First the moves of those before it are stored.
             std::thread::sleep(Duration::from_millis(10));
@@ -499,7 +486,7 @@ fn the_summary_says_what_the_store_holds() {
 
         let (slow, holding) = (random.u32(0..30), random.bool());
         let judge = |mut random: fastrand::Rng| {
-            Judge(move |_: &Draft| {
+            judged_by(move |_: &Draft| {
                 if random.u32(0..100) < slow {
                     std::thread::sleep(Duration::from_millis(random.u64(1..40)));
                 }
@@ -566,7 +553,7 @@ fn what_comes_in_during_a_run_is_left_for_the_next() {
     bench.submit(&["a", "b"]);
     let store = bench.store.clone();
     let mut late = 0;
-    let summary = bench.run(&mut Judge(|draft: &Draft| {
+    let summary = bench.run(&mut judged_by(|draft: &Draft| {
         late += 1;
         store.submit(&crate::harness::draft(&format!("late {late}"))).unwrap();
         accept(draft)
@@ -581,7 +568,7 @@ fn drafts_that_another_runner_took_are_misses() {
     let drafts = bench.submit(&["a", "b", "c"]);
     let other = bench.store.register_runner("other").unwrap();
     let mut taken = None;
-    let summary = bench.run(&mut Judge(|draft: &Draft| {
+    let summary = bench.run(&mut judged_by(|draft: &Draft| {
         if taken.is_none() {
             let mut snapshot = bench.store.pending_snapshot().unwrap();
             taken = bench.store.claim_next(&other, &mut snapshot).unwrap();
@@ -639,7 +626,7 @@ fn a_draft_damaged_from_outside_does_not_stand_in_the_way() {
              UPDATE draft_texts SET raw_text = CAST(x'ff00ff' AS TEXT) WHERE seq = 2;",
         )
         .unwrap();
-    let summary = bench.run(&mut Judge(accept));
+    let summary = bench.run(&mut judged_by(accept));
     assert_eq!((summary.claimed, summary.accepted, summary.errors), (3, 2, 1));
     assert_eq!(bench.state(&drafts[1]), DraftState::Processing);
     assert_eq!(bench.state(&drafts[2]), DraftState::Accepted);
@@ -654,7 +641,7 @@ fn a_runner_tells_how_far_it_is() {
     let runner = bench.runner().observer(move |summary| {
         hears.lock().unwrap().push((summary.done(), summary.pending_seen));
     });
-    runner.run_one(&mut Judge(accept), bench.clock.now()).into_result().unwrap();
+    runner.run_one(&mut judged_by(accept), bench.clock.now()).into_result().unwrap();
     assert_eq!(*told.lock().unwrap(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }
 
@@ -669,7 +656,7 @@ fn a_decision_does_not_wait_for_the_next_draft() {
             let texts: Vec<String> = (0..16).map(|number| number.to_string()).collect();
             let drafts = bench.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
             let mut waited = Duration::ZERO;
-            bench.run(&mut Judge(|draft: &Draft| {
+            bench.run(&mut judged_by(|draft: &Draft| {
                 // By then several drafts are claimed at once.
                 if draft.raw_text() == "15" {
                     let begun = Instant::now();

@@ -88,6 +88,27 @@ impl Entry {
         self.record(event, DraftState::Processing, now, owner);
     }
 
+    /// Record a late result, which changes nothing.
+    fn refuse(
+        &mut self,
+        at: i64,
+        runner: i64,
+        decision: Option<DraftProcessingDecision>,
+        note: Option<String>,
+        error_class: Option<String>,
+    ) {
+        self.history.push(Event {
+            event: "refused".to_owned(),
+            from: Some(self.state),
+            to: self.state,
+            at,
+            runner: Some(runner),
+            decision,
+            note,
+            error_class,
+        });
+    }
+
     fn is_ready(&self) -> bool {
         self.state == DraftState::Pending && self.due_at == 0
     }
@@ -438,17 +459,8 @@ impl World {
         let result = store.finish(claim, &outcome);
         let entry = self.entry(id).ok_or("a claim of nothing")?;
         if entry.token != Some(token) {
-            let state = entry.state;
-            entry.history.push(Event {
-                event: "refused".into(),
-                from: Some(state),
-                to: state,
-                at: now,
-                runner: Some(runner),
-                decision: Some(decision),
-                note: outcome.note().map(str::to_owned),
-                error_class: None,
-            });
+            let note = outcome.note().map(str::to_owned);
+            entry.refuse(now, runner, Some(decision), note, None);
             err(result, |error| matches!(error, LibrarianError::LostClaim { id: i } if *i == id))?;
             return self.inspect(store, id);
         }
@@ -479,17 +491,7 @@ impl World {
         let result = store.record_error(claim, &error);
         let entry = self.entry(id).ok_or("a claim of nothing")?;
         if entry.token != Some(token) {
-            let state = entry.state;
-            entry.history.push(Event {
-                event: "refused".into(),
-                from: Some(state),
-                to: state,
-                at: now,
-                runner: Some(runner),
-                decision: None,
-                note: None,
-                error_class: Some("exit".into()),
-            });
+            entry.refuse(now, runner, None, None, Some("exit".into()));
             err(result, |error| matches!(error, LibrarianError::LostClaim { id: i } if *i == id))?;
             return self.inspect(store, id);
         }

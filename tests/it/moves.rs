@@ -7,31 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::Cancellation;
+use draftq::Claimed;
 use draftq::MAX_NOTE_BYTES;
+use draftq::RunnerInfo;
 use draftq::Waiter;
-use draftq::{Claim, Claimed};
 use draftq::{Clock, from_unix_ms};
 use draftq::{
-    Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError,
-    Outcome, ProcessorError, Runner,
+    Draft, DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Outcome,
+    ProcessorError, Runner,
 };
-use draftq::{RunnerInfo, RunnerRegistration};
 use rusqlite::Connection;
 
-use crate::harness::{draft, store};
-
-/// A processor that is a function.
-struct Judge<F>(F);
-
-impl<F: FnMut(&Draft) -> Result<Outcome, LibrarianError>> DraftProcessor for Judge<F> {
-    fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
-        self.process_to_outcome(draft).map(|outcome| outcome.decision())
-    }
-
-    fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
-        (self.0)(draft)
-    }
-}
+use crate::harness::{claim, draft, judged_by, store};
 
 /// The file that is written to when waiting runners are to be told.
 struct Wakeup(PathBuf);
@@ -50,14 +37,6 @@ impl Wakeup {
         let told = fs::metadata(&self.0).unwrap().len() > 0;
         File::options().write(true).open(&self.0).unwrap().set_len(0).unwrap();
         told
-    }
-}
-
-fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
-    let mut snapshot = store.pending_snapshot().unwrap();
-    match store.claim_next(runner, &mut snapshot).unwrap() {
-        Some(Claimed::Draft(claim)) => *claim,
-        other => panic!("expected a draft, got {other:?}"),
     }
 }
 
@@ -105,7 +84,7 @@ fn what_is_given_back_is_told() {
     // A runner does the same with many at a time. It was told to stop at the first error, so it
     // does not wait for the machine.
     let mut tries = 0;
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         tries += 1;
         Err(uncharged())
     });
@@ -131,7 +110,7 @@ fn what_was_claimed_ahead_and_is_given_back_is_told() {
         let cancellation = Cancellation::default();
         let mut begun = 0;
         let report = Runner::new(&store, "test").cancellation(cancellation.clone()).run_one(
-            &mut Judge(|_: &Draft| {
+            &mut judged_by(|_: &Draft| {
                 begun += 1;
                 if begun == 12 {
                     cancellation.cancel();
@@ -284,7 +263,7 @@ fn a_result_is_kept_by_a_run_that_was_asked_to_end() {
     store.submit(&kept).unwrap();
     let cancellation = Cancellation::default();
     let mut holder = None;
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         let sql = Connection::open(&path).unwrap();
         sql.execute_batch("BEGIN IMMEDIATE").unwrap();
         cancellation.cancel();
@@ -429,7 +408,7 @@ fn a_suspect_is_processed_beside_no_other() {
     sql.execute("UPDATE drafts SET suspect = 1 WHERE seq = 2", []).unwrap();
     let judge = || {
         let sql = Connection::open(store.path()).unwrap();
-        Judge(move |draft: &Draft| {
+        judged_by(move |draft: &Draft| {
             let begun = Instant::now();
             // For a while, in which the other workers would claim what they are allowed to.
             while ["before", "suspect"].contains(&draft.raw_text())
@@ -453,7 +432,7 @@ fn a_run_whose_runner_was_ended_registers_again() {
     let (_directory, store) = store();
     store.submit_many(&["one", "two", "three"].map(draft)).unwrap();
     let sql = Connection::open(store.path()).unwrap();
-    let mut judge = Judge(|draft: &Draft| {
+    let mut judge = judged_by(|draft: &Draft| {
         if draft.raw_text() == "one" {
             sql.execute("UPDATE runners SET ended_at = 1", []).unwrap();
         }
@@ -473,7 +452,7 @@ fn what_was_claimed_ahead_is_given_back_while_a_draft_takes_long() {
     store.submit_many(&drafts).unwrap();
     let other = store.register_runner("other").unwrap();
     let mut begun = 0;
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         begun += 1;
         if begun == 12 {
             let waiting = Instant::now();
@@ -528,7 +507,7 @@ fn a_run_that_is_asked_to_end_asks_the_processor_no_more() {
     store.submit(&draft("the machine fails it")).unwrap();
     let cancellation = Cancellation::default();
     let mut tries = 0;
-    let mut judge = Judge(|_: &Draft| {
+    let mut judge = judged_by(|_: &Draft| {
         tries += 1;
         cancellation.cancel();
         Err(uncharged())
@@ -552,7 +531,7 @@ fn a_run_in_which_somebody_comes_to_results_goes_on() {
     store.submit_many(&drafts).unwrap();
     let begun = Instant::now();
     let judge = || {
-        Judge(|draft: &Draft| {
+        judged_by(|draft: &Draft| {
             if draft.raw_text().starts_with("works") {
                 // Slow work.
                 std::thread::sleep(Duration::from_millis(450));
@@ -616,7 +595,7 @@ fn a_short_hold_does_not_end_a_longer_one() {
     let short_begun = AtomicBool::new(false);
     let judge = || {
         let (reader, short_begun) = (reader.clone(), &short_begun);
-        Judge(move |draft: &Draft| {
+        judged_by(move |draft: &Draft| {
             let accepted = Outcome::new(DraftProcessingDecision::Accepted);
             let now = microseconds();
             Ok(match draft.raw_text() {
@@ -661,7 +640,7 @@ fn a_hold_keeps_what_was_claimed_ahead() {
         Runner::new(&store, "test")
             .limit(13)
             .run_one(
-                &mut Judge(|_: &Draft| {
+                &mut judged_by(|_: &Draft| {
                     begun += 1;
                     let outcome = Outcome::new(DraftProcessingDecision::Accepted);
                     if begun == 12 {

@@ -2,20 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use draftq::{Claim, Claimed, DraftId, DraftQuery, DraftState, DraftStore};
+use draftq::{DraftId, DraftQuery, DraftState, DraftStore};
 use draftq::{LibrarianError, ProcessorError, RunnerInfo, RunnerRegistration};
 use rusqlite::Connection;
 use serde_json::json;
 
-use crate::harness::{Sandbox, assert_whole, draft, rows, store};
-
-fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
-    let mut snapshot = store.pending_snapshot().unwrap();
-    match store.claim_next(runner, &mut snapshot).unwrap() {
-        Some(Claimed::Draft(claim)) => *claim,
-        other => panic!("{other:?}"),
-    }
-}
+use crate::harness::{Sandbox, assert_whole, claim, draft, rows, store};
 
 fn events(store: &DraftStore, id: DraftId) -> Vec<(String, bool)> {
     let (_, events) = store.record(id).unwrap();
