@@ -8,9 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::{Claim, Claimed, Draft, DraftMetadata, DraftSourceSurface, DraftStore};
-use draftq::{FromFn, LibrarianError, Outcome, RunnerRegistration, from_fn};
-use draftq::{from_unix_ms, unix_ms};
+use draftq::{
+    Claim, Claimed, Clock, Draft, DraftMetadata, DraftProcessingDecision, DraftProcessor,
+    DraftQuery, DraftSourceSurface, DraftState, DraftStore, FromFn, LibrarianError, Outcome,
+    ProcessorError, Runner, RunnerRegistration, from_fn, from_unix_ms, unix_ms,
+};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use serde_json::Value;
@@ -291,5 +293,60 @@ impl Ran {
     #[track_caller]
     pub fn lines(&self) -> Vec<Value> {
         self.out().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+}
+
+pub fn uncharged() -> LibrarianError {
+    ProcessorError::new("spawn", "no process").uncharged().into()
+}
+
+pub fn accept(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Ok(DraftProcessingDecision::Accepted.into())
+}
+
+pub fn err(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Err(LibrarianError::LlmInvocationFailed { message: "no model".to_owned() })
+}
+
+/// A store on a clock that stands at an hour past the epoch.
+pub struct Bench {
+    pub _directory: tempfile::TempDir,
+    pub clock: Clock,
+    pub store: DraftStore,
+}
+
+pub fn bench() -> Bench {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(from_unix_ms(3_600_000));
+    let store = DraftStore::options()
+        .clock(clock.clone())
+        .open(directory.path().join("drafts.db"))
+        .unwrap();
+    Bench { _directory: directory, clock, store }
+}
+
+impl Bench {
+    pub fn submit(&self, texts: &[&str]) -> Vec<Draft> {
+        let drafts: Vec<Draft> = texts.iter().map(|text| draft(text)).collect();
+        self.store.submit_many(&drafts).unwrap();
+        drafts
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.clock.set(self.clock.now() + time);
+    }
+
+    pub fn runner(&self) -> Runner {
+        Runner::new(&self.store, "test").stale_after(Duration::from_secs(60)).max_errors(3)
+    }
+
+    pub fn run(&self, processor: &mut impl DraftProcessor) -> draftq::DraftRunSummary {
+        self.runner().run_one(processor, self.clock.now()).into_result().unwrap()
+    }
+
+    pub fn state(&self, draft: &Draft) -> DraftState {
+        let query = DraftQuery::default();
+        let records = self.store.query(&query).unwrap();
+        records.rows.iter().find(|record| record.id == draft.id()).unwrap().state
     }
 }

@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::Cancellation;
-use draftq::ProcessorError;
 use draftq::{
-    Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError, Runner,
+    Cancellation, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
+    LibrarianError, ProcessorError, Runner,
 };
 use rusqlite::Connection;
 
-use crate::harness::{Sandbox, draft, finish, store};
+use crate::harness::{Sandbox, draft, finish, judged_by, store, uncharged};
 
 /// Errs as if the machine had no process to spare, so many times, and accepts then.
 struct Starved {
@@ -209,4 +208,32 @@ fn a_result_is_kept_while_the_disk_is_full() {
     let shown = sandbox.show(&id);
     assert_eq!((&shown["state"], &shown["claims"]), (&"accepted".into(), &1.into()));
     assert_eq!((&shown["errors"], &shown["crashes"]), (&0.into(), &0.into()));
+}
+
+/// One worker that the machine fails does not end a run in which another comes to results, for
+/// however long that is.
+#[test]
+fn a_run_in_which_somebody_comes_to_results_goes_on() {
+    /// Longer than a run waits if nobody comes to a result.
+    const FAILS_FOR: Duration = Duration::from_secs(11);
+    let (_directory, store) = store();
+    let mut drafts = vec![draft("the machine fails it")];
+    drafts.extend((0..30).map(|number| draft(&format!("works {number}"))));
+    store.submit_many(&drafts).unwrap();
+    let begun = Instant::now();
+    let judge = || {
+        judged_by(|draft: &Draft| {
+            if draft.raw_text().starts_with("works") {
+                // Slow work.
+                std::thread::sleep(Duration::from_millis(450));
+            } else if begun.elapsed() < FAILS_FOR {
+                return Err(uncharged());
+            }
+            Ok(DraftProcessingDecision::Accepted.into())
+        })
+    };
+    let mut processors = [judge(), judge()];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!(report.summary.accepted, drafts.len());
 }

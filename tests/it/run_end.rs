@@ -1,0 +1,123 @@
+//! Runs that end early: by cancellation, a panic or an error.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, SystemTime};
+
+use draftq::{
+    Cancellation, Draft, DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Runner,
+};
+use rusqlite::Connection;
+
+use crate::harness::{accept, bench, draft, err, judged_by, store, uncharged};
+
+/// A run that was asked to end while others hold the lock stores its result all the same.
+#[test]
+fn a_result_is_kept_by_a_run_that_was_asked_to_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    let store = DraftStore::options().busy_timeout(Duration::ZERO).open(&path).unwrap();
+    let kept = draft("a");
+    store.submit(&kept).unwrap();
+    let cancellation = Cancellation::default();
+    let mut holder = None;
+    let mut judge = judged_by(|_: &Draft| {
+        let sql = Connection::open(&path).unwrap();
+        sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+        cancellation.cancel();
+        holder = Some(std::thread::spawn(move || {
+            // For longer than the first tries take.
+            std::thread::sleep(Duration::from_millis(200));
+            sql.execute_batch("ROLLBACK").unwrap();
+        }));
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let runner = Runner::new(&store, "test").cancellation(cancellation.clone());
+    let report = runner.run_one(&mut judge, SystemTime::now());
+    holder.unwrap().join().unwrap();
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert!(store.load(DraftState::Accepted, kept.id()).is_ok());
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_asks_the_processor_no_more() {
+    let (_directory, store) = store();
+    store.submit(&draft("the machine fails it")).unwrap();
+    let cancellation = Cancellation::default();
+    let mut tries = 0;
+    let mut judge = judged_by(|_: &Draft| {
+        tries += 1;
+        cancellation.cancel();
+        Err(uncharged())
+    });
+    let runner = Runner::new(&store, "test").cancellation(cancellation.clone());
+    let report = runner.run_one(&mut judge, SystemTime::now());
+    assert_eq!((report.summary.released, tries), (1, 1));
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!(store.list(DraftState::Pending).unwrap().len(), 1);
+}
+
+#[test]
+fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
+    let bench = bench();
+    let texts: Vec<String> = (0..500).map(|number| number.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let drafts = bench.submit(&texts);
+    let judge = || {
+        judged_by(|draft: &Draft| {
+            assert_ne!(draft.raw_text(), "20", "the processor's own fault");
+            std::thread::sleep(Duration::from_micros(200));
+            accept(draft)
+        })
+    };
+    let runner = bench.runner();
+    for workers in [1, 3] {
+        let mut judges: Vec<_> = (0..workers).map(|_| judge()).collect();
+        let run = || runner.run(&mut judges, bench.clock.now());
+        std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        let in_hand = bench.store.list(DraftState::Processing).unwrap();
+        assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
+        assert!(!bench.store.list(DraftState::Pending).unwrap().is_empty());
+        // The panic is the draft's error, and that of no other draft.
+        let (record, ..) = bench.store.inspect(drafts[20].id()).unwrap();
+        assert_eq!(record.last_error_class.as_deref(), Some("panic"));
+        assert_eq!(record.owner, None);
+        bench.pass(Duration::from_secs(60));
+        let recovery = bench.store.recover(bench.clock.now() - Duration::from_secs(60)).unwrap();
+        assert_eq!(recovery.to_pending.len(), 1);
+        bench.pass(Duration::from_secs(3600));
+    }
+    assert!(runner.run_one(&mut judged_by(accept), bench.clock.now()).stopped_by.is_none());
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 500);
+}
+
+#[test]
+fn a_panic_of_the_observer_ends_the_run() {
+    let bench = bench();
+    bench.submit(&["1", "2", "3"]);
+    let runner = bench.runner().observer(|summary| assert_eq!(summary.done(), 0));
+    let mut judges = [judged_by(accept), judged_by(accept)];
+    let run = || runner.run(&mut judges, bench.clock.now());
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    // What was claimed goes back, and the rest is still there.
+    bench.run(&mut judged_by(accept));
+    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 3);
+}
+
+#[test]
+fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
+    let bench = bench();
+    let drafts = bench.submit(&["taken away", "pending"]);
+    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+    let mut judge = judged_by(|draft: &Draft| {
+        // An operator puts it back by hand.
+        let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                       owner = NULL WHERE id = ?1";
+        outside.execute(sql, [draft.id().to_hex()]).unwrap();
+        err(draft)
+    });
+    let runner = bench.runner().stop_at_error(true);
+    let report = runner.run_one(&mut judge, bench.clock.now());
+    assert_eq!((report.summary.lost_claims, report.summary.errors), (1, 0));
+    assert!(matches!(report.stopped_by, Some(LibrarianError::LlmInvocationFailed { .. })));
+    assert_eq!(bench.state(&drafts[0]), DraftState::Pending);
+}
