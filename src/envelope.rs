@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_envelope_is_refused_without_a_word_of_it() {
+    fn an_error_does_not_quote_a_bad_envelope() {
         for bad in [
             "",
             "canary",
@@ -141,7 +141,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_envelope_brings_back_the_draft(
+        fn an_envelope_gives_the_same_draft(
             text in any::<String>(),
             agent in any::<Option<String>>(),
             tags in proptest::collection::vec(any::<String>(), 0..4),

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_claimed_than_was_seen_and_asked_for() {
+    fn no_more_is_claimed_than_the_snapshot_and_the_request_allow() {
         let (_directory, store) = store(&["a", "b", "c"]);
         let runner = store.register_runner("test").unwrap();
         let mut snapshot = store.pending_snapshot().unwrap();
@@ -274,7 +274,7 @@ mod tests {
 
     /// Or a run would ask for it for ever.
     #[test]
-    fn a_snapshot_whose_last_draft_another_took_is_used_up() {
+    fn a_snapshot_without_claimable_drafts_is_used_up() {
         let (_directory, store) = store(&["a", "b"]);
         let (runner, other) =
             (store.register_runner("test").unwrap(), store.register_runner("other").unwrap());

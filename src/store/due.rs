@@ -73,7 +73,7 @@ mod tests {
     /// More drafts are due at once than one transaction releases, and most of their rows cannot be
     /// changed.
     #[test]
-    fn all_that_is_due_is_released_and_what_cannot_be_is_left() {
+    fn due_drafts_are_released_and_damaged_ones_are_left() {
         let directory = tempfile::tempdir().unwrap();
         let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
         let drafts: Vec<Draft> = (0..=MAX_RELEASED)

@@ -49,7 +49,7 @@ fn id(answer: &str) -> String {
 }
 
 #[test]
-fn others_write_while_a_file_is_read() {
+fn others_can_write_while_a_file_is_read() {
     let sandbox = Sandbox::new();
     let (mut child, mut stdin, stdout) = started(&sandbox, &[]);
     let answers = answers(stdout);
@@ -75,7 +75,7 @@ fn others_write_while_a_file_is_read() {
 }
 
 #[test]
-fn all_or_nothing_is_one_transaction() {
+fn atomic_is_one_transaction() {
     let sandbox = Sandbox::new();
     let drafts = || sandbox.store().stats().unwrap().drafts;
     sandbox.submit("there before");
@@ -101,7 +101,7 @@ fn all_or_nothing_is_one_transaction() {
 }
 
 #[test]
-fn nothing_is_answered_before_it_is_stored() {
+fn an_answer_is_printed_after_its_draft_is_stored() {
     let sandbox = Sandbox::new();
     sandbox.submit("there before");
     let holder = Connection::open(sandbox.db()).unwrap();
@@ -191,7 +191,7 @@ fn feed(mib: u64, text: usize, more: &[&str]) -> (u64, Vec<Duration>) {
 }
 
 #[test]
-fn a_long_file_is_taken_in_little_memory() {
+fn a_long_file_needs_little_memory() {
     for (mib, text, more) in
         [(24, 1000, &[][..]), (48, 1_000_000, &[]), (64, 8_000_000, &[]), (48, 1000, &["--atomic"])]
     {
@@ -203,7 +203,7 @@ fn a_long_file_is_taken_in_little_memory() {
 /// `DRAFTQ_TEST_JSONL_MIB=2048 cargo test --release -- --ignored jsonl`
 #[test]
 #[ignore = "takes minutes and gigabytes; its size is set by DRAFTQ_TEST_JSONL_MIB"]
-fn jsonl_of_any_length_is_taken_in_64_mib() {
+fn jsonl_of_any_length_needs_64_mib() {
     let mib = setting("DRAFTQ_TEST_JSONL_MIB", 2048);
     for (text, more) in [(1000, &[][..]), (100_000, &[]), (1000, &["--atomic"])] {
         let (peak, waits) = feed(mib, text, more);

@@ -32,7 +32,7 @@ fn history_rows(path: &Path, id: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
+fn legal_moves_by_hand_leave_one_event_each_and_others_are_refused() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -92,7 +92,7 @@ fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
 }
 
 #[test]
-fn events_are_named_for_the_moves() {
+fn each_move_by_hand_has_its_event() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     for (from, sets, event) in [
@@ -447,7 +447,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
 }
 
 #[test]
-fn what_is_typed_by_hand_cannot_change_a_draft_or_lose_one() {
+fn no_statement_by_hand_changes_or_loses_a_draft() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -493,7 +493,7 @@ fn what_is_typed_by_hand_cannot_change_a_draft_or_lose_one() {
 }
 
 #[test]
-fn a_claim_that_lost_its_token_never_gets_it_back() {
+fn a_claim_without_a_token_cannot_get_one() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     let id = bring_to(&store, "x", DraftState::Processing);
@@ -509,7 +509,7 @@ fn a_claim_that_lost_its_token_never_gets_it_back() {
 }
 
 #[test]
-fn a_deleted_draft_leaves_one_event_and_no_seq_is_given_twice() {
+fn a_deleted_draft_leaves_one_event_and_no_seq_is_reused() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use draftq::{Draft, DraftProcessingDecision, DraftState, Runner};
 
-use crate::harness::{accept, bench, claim, draft, judged_by, store};
+use crate::harness::{accept, claim, draft, judged_by, store, timed_store};
 
 /// A draft takes long, and what was claimed behind it is left to others.
 #[test]
-fn what_was_claimed_ahead_is_given_back_while_a_draft_takes_long() {
+fn drafts_claimed_ahead_of_a_slow_draft_are_released() {
     let (_directory, store) = store();
     let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();
     store.submit_many(&drafts).unwrap();
@@ -31,11 +31,11 @@ fn what_was_claimed_ahead_is_given_back_while_a_draft_takes_long() {
 }
 
 #[test]
-fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
-    let bench = bench();
+fn a_slow_draft_does_not_block_other_workers() {
+    let timed = timed_store();
     let texts: Vec<String> = (0..300).map(|number| number.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    bench.submit(&texts);
+    timed.submit(&texts);
     let left = Arc::new((Mutex::new(texts.len() - 1), Condvar::new()));
     let judge = || {
         let left = Arc::clone(&left);
@@ -55,23 +55,23 @@ fn a_slow_draft_does_not_keep_the_other_workers_from_theirs() {
         })
     };
     let mut judges = [judge(), judge(), judge()];
-    let summary = bench.runner().run(&mut judges, bench.clock.now()).into_result().unwrap();
+    let summary = timed.runner().run(&mut judges, timed.clock.now()).into_result().unwrap();
     assert_eq!((summary.claimed, summary.accepted), (300, 300));
 }
 
 #[test]
-fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
-    let bench = bench();
+fn a_draft_that_is_released_during_a_run_is_claimed_again() {
+    let timed = timed_store();
     let texts: Vec<String> = (0..60).map(|number| number.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    bench.submit(&texts);
+    timed.submit(&texts);
     // One draft takes so long that those claimed ahead are given back; and that lasts, because
     // another writer has the database until after the draft is done.
     let mut judge = judged_by(|draft: &Draft| {
         if draft.raw_text() == "30" {
             // First the moves of those before it are stored.
             std::thread::sleep(Duration::from_millis(10));
-            let writer = rusqlite::Connection::open(bench.store.path()).unwrap();
+            let writer = rusqlite::Connection::open(timed.store.path()).unwrap();
             writer.busy_timeout(Duration::from_secs(20)).unwrap();
             writer.execute_batch("BEGIN IMMEDIATE").unwrap();
             std::thread::sleep(Duration::from_millis(100));
@@ -82,7 +82,7 @@ fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
         }
         accept(draft)
     });
-    let summary = bench.run(&mut judge);
+    let summary = timed.run(&mut judge);
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (60, 60, 60));
     assert_eq!(summary.claim_misses, 0);
 }
@@ -93,16 +93,16 @@ fn what_is_given_back_during_a_run_is_claimed_again_by_it() {
 fn a_decision_does_not_wait_for_the_next_draft() {
     let shortest = (0..10)
         .map(|_| {
-            let bench = bench();
+            let timed = timed_store();
             // Nothing is claimed ahead of the last one: to give that back would store the others.
             let texts: Vec<String> = (0..16).map(|number| number.to_string()).collect();
-            let drafts = bench.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+            let drafts = timed.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
             let mut waited = Duration::ZERO;
-            bench.run(&mut judged_by(|draft: &Draft| {
+            timed.run(&mut judged_by(|draft: &Draft| {
                 // By then several drafts are claimed at once.
                 if draft.raw_text() == "15" {
                     let begun = Instant::now();
-                    while bench.state(&drafts[14]) != DraftState::Accepted {
+                    while timed.state(&drafts[14]) != DraftState::Accepted {
                         assert!(begun.elapsed() < Duration::from_secs(20), "it is never stored");
                     }
                     waited = begun.elapsed();

@@ -56,7 +56,7 @@ fn neighbours_accepted(damage: &str, jobs: usize) -> (usize, DraftState) {
 }
 
 #[test]
-fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
+fn a_damaged_row_does_not_stop_other_drafts() {
     for damage in [
         // The claim fails on its CHECK.
         "UPDATE drafts SET claims = -7 WHERE id = '{id}'",
@@ -101,7 +101,7 @@ fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
 }
 
 #[test]
-fn what_was_only_a_number_at_its_end_is_processed() {
+fn a_draft_with_a_counter_at_its_limit_is_processed() {
     for damage in [
         "UPDATE drafts SET claims = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET revision = 9223372036854775807 WHERE id = '{id}'",
@@ -112,7 +112,7 @@ fn what_was_only_a_number_at_its_end_is_processed() {
 }
 
 #[test]
-fn a_runners_row_that_breaks_a_rule_stops_no_run() {
+fn a_damaged_runner_row_stops_no_run() {
     for row in [
         "(9223372036854775807, 1, 'h', 'b', 'p', 'x', 5, 'l', 0, NULL, 0)",
         "(1000000000000000, 1, 'h', 'b', 'p', 'x', 5, 'l', 0, NULL, 0)",
@@ -139,7 +139,7 @@ fn a_runners_row_that_breaks_a_rule_stops_no_run() {
 }
 
 #[test]
-fn the_schema_refuses_what_it_can() {
+fn the_schema_refuses_these_rows() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let connection = Connection::open(store.path()).unwrap();

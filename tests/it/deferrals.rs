@@ -102,7 +102,7 @@ fn a_week_of_deferrals_long() {
 }
 
 #[test]
-fn a_decision_ends_the_row_of_deferrals() {
+fn a_decision_ends_the_sum_of_deferrals() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let store = DraftStore::open(&path).unwrap();
@@ -170,7 +170,7 @@ fn runs_that_only_defer_leave_few_runners() {
 
 /// Whatever happens between two deferrals, the next one is stored, and no gap is left.
 #[test]
-fn a_sum_of_deferrals_goes_on_after_whatever_comes_between() {
+fn a_sum_of_deferrals_continues_after_any_other_event() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let store = DraftStore::open(&path).unwrap();

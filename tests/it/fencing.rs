@@ -22,13 +22,13 @@ fn row(connection: &Connection, id: &str) -> String {
 }
 
 #[test]
-fn a_late_move_is_refused_whoever_took_the_claim() {
+fn a_late_result_is_refused() {
     lose_claims(200);
 }
 
 #[test]
 #[ignore = "long; DRAFTQ_TEST_ROUNDS sets how long"]
-fn a_late_move_is_refused_every_time() {
+fn a_late_result_is_refused_every_time() {
     lose_claims(setting("DRAFTQ_TEST_ROUNDS", 1_000));
 }
 
@@ -142,7 +142,7 @@ fn lose_claims(rounds: u64) {
 }
 
 #[test]
-fn a_late_move_on_a_draft_that_is_gone_is_refused_too() {
+fn a_late_result_for_a_deleted_draft_is_refused() {
     let (directory, store) = store();
     let by_hand = Connection::open(directory.path().join("drafts.db")).unwrap();
     let runner = store.register_runner("test").unwrap();

@@ -78,7 +78,7 @@ fn foreign(path: &Path, journal_mode: &str) -> Connection {
 }
 
 #[test]
-fn a_database_of_another_program_is_left_as_it_is() {
+fn a_database_of_another_program_is_not_changed() {
     let directory = tempfile::tempdir().unwrap();
     let fresh = |name: &str| {
         let place = directory.path().join(name);
@@ -148,7 +148,7 @@ fn a_database_of_another_program_is_left_as_it_is() {
 }
 
 #[test]
-fn another_version_is_left_as_it_is() {
+fn a_database_of_another_version_is_not_changed() {
     for version in [-1, 0, 1, 3, 99, i32::MAX, i32::MIN] {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -177,7 +177,7 @@ fn another_version_is_left_as_it_is() {
 }
 
 #[test]
-fn a_first_start_that_was_cut_off_is_begun_again() {
+fn an_interrupted_first_start_is_repeated() {
     let directory = tempfile::tempdir().unwrap();
     // As SQLite leaves it: the file half written, and a journal that says it was empty before.
     let work = directory.path().join("work.db");
@@ -356,6 +356,6 @@ fn a_damaged_file_gives_an_error_or_a_store() {
 
 #[test]
 #[ignore = "long; DRAFTQ_TEST_MUTANTS sets how long"]
-fn a_damaged_file_gives_an_error_or_a_store_every_time() {
+fn a_damaged_file_gives_an_error_or_a_store_long() {
     damage(setting("DRAFTQ_TEST_MUTANTS", 10_000));
 }

@@ -154,7 +154,7 @@ fn open_files(pid: Pid) -> BTreeMap<u32, PathBuf> {
 }
 
 #[test]
-fn the_programs_of_a_killed_runner_are_gone() {
+fn the_programs_of_a_killed_runner_are_killed() {
     for jobs in [1, 4] {
         let sandbox = Sandbox::new();
         Runner::start(&sandbox, jobs, PROGRAM).die();
@@ -165,14 +165,14 @@ fn the_programs_of_a_killed_runner_are_gone() {
 }
 
 #[test]
-fn the_programs_of_a_killed_runner_with_200_jobs_are_gone() {
+fn the_programs_of_a_killed_runner_with_200_jobs_are_killed() {
     let sandbox = Sandbox::new();
     Runner::start(&sandbox, 200, "cat >/dev/null; exec 3>alive; echo begun >&3; exec sleep 900")
         .die();
 }
 
 #[test]
-fn a_leader_that_left_its_group_goes_as_well() {
+fn a_program_that_left_its_group_is_killed() {
     if !crate::harness::have("python3") {
         return;
     }
@@ -202,7 +202,7 @@ time.sleep(900)'";
 }
 
 #[test]
-fn a_library_users_programs_die_with_it() {
+fn the_programs_of_a_killed_library_user_are_killed() {
     const ROLE: &str = "DRAFTQ_TEST_LIBRARY_USER";
     if std::env::var_os(ROLE).is_some() {
         let args = vec!["-c".into(), PROGRAM.into()];
@@ -213,7 +213,9 @@ fn a_library_users_programs_die_with_it() {
     let sandbox = Sandbox::new();
     let myself = std::env::current_exe().unwrap();
     let mut command = sandbox.command_of(myself.to_str().unwrap());
-    command.env(ROLE, "").args(["--exact", "guard::a_library_users_programs_die_with_it"]);
+    command
+        .env(ROLE, "")
+        .args(["--exact", "guard::the_programs_of_a_killed_library_user_are_killed"]);
     Runner::start_command(&sandbox, command, 1).die();
 }
 
@@ -246,7 +248,7 @@ fn a_guard_ends_with_its_runner() {
 }
 
 #[test]
-fn a_guard_keeps_no_files_and_no_secrets() {
+fn a_guard_inherits_no_files_and_no_environment() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     fifo(sandbox.path("release"));
@@ -317,11 +319,11 @@ fn a_guard_that_is_killed_is_replaced_while_the_program_runs() {
 
 /// Not about the guard, but about what else a program needs of the machine.
 #[test]
-fn a_machine_without_descriptors_is_no_fault_of_a_draft() {
+fn a_lack_of_descriptors_charges_no_draft() {
     const ROLE: &str = "DRAFTQ_TEST_NO_DESCRIPTORS";
     if std::env::var_os(ROLE).is_none() {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        let name = "guard::a_machine_without_descriptors_is_no_fault_of_a_draft";
+        let name = "guard::a_lack_of_descriptors_charges_no_draft";
         let output = command.env(ROLE, "").args(["--exact", name]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;

@@ -309,23 +309,23 @@ pub fn err(_draft: &Draft) -> Result<Outcome, LibrarianError> {
 }
 
 /// A store on a clock that stands at an hour past the epoch.
-pub struct Bench {
+pub struct TimedStore {
     pub _directory: tempfile::TempDir,
     pub clock: Clock,
     pub store: DraftStore,
 }
 
-pub fn bench() -> Bench {
+pub fn timed_store() -> TimedStore {
     let directory = tempfile::tempdir().unwrap();
     let clock = Clock::manual(from_unix_ms(3_600_000));
     let store = DraftStore::options()
         .clock(clock.clone())
         .open(directory.path().join("drafts.db"))
         .unwrap();
-    Bench { _directory: directory, clock, store }
+    TimedStore { _directory: directory, clock, store }
 }
 
-impl Bench {
+impl TimedStore {
     pub fn submit(&self, texts: &[&str]) -> Vec<Draft> {
         let drafts: Vec<Draft> = texts.iter().map(|text| draft(text)).collect();
         self.store.submit_many(&drafts).unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use draftq::{Cancellation, Draft, DraftProcessingDecision, DraftState, Outcome, Runner};
 use rusqlite::Connection;
 
-use crate::harness::{bench, draft, err, judged_by, store};
+use crate::harness::{draft, err, judged_by, store, timed_store};
 
 #[test]
 fn a_short_hold_does_not_end_a_longer_one() {
@@ -53,7 +53,7 @@ fn a_short_hold_does_not_end_a_longer_one() {
 
 /// What was claimed ahead waits as well.
 #[test]
-fn a_hold_keeps_what_was_claimed_ahead() {
+fn a_hold_applies_to_drafts_that_were_claimed_ahead() {
     const HOLD: Duration = Duration::from_millis(300);
     for _ in 0..20 {
         let (_directory, store) = store();
@@ -98,9 +98,9 @@ fn microseconds() -> String {
 }
 
 #[test]
-fn a_hold_keeps_every_worker_from_claiming() {
-    let bench = bench();
-    bench.submit(&["1", "2", "3", "4"]);
+fn a_hold_stops_all_workers() {
+    let timed = timed_store();
+    timed.submit(&["1", "2", "3", "4"]);
     let hold = Duration::from_millis(150);
     let begun = Instant::now();
     let starts = Arc::new(Mutex::new(Vec::new()));
@@ -111,7 +111,7 @@ fn a_hold_keeps_every_worker_from_claiming() {
             Ok(Outcome::new(DraftProcessingDecision::Accepted).with_hold(hold))
         })
     };
-    let summary = bench.runner().run(&mut [judge()], bench.clock.now()).into_result().unwrap();
+    let summary = timed.runner().run(&mut [judge()], timed.clock.now()).into_result().unwrap();
     assert_eq!(summary.accepted, 4);
     let starts = starts.lock().unwrap();
     for pair in starts.windows(2) {
@@ -121,8 +121,8 @@ fn a_hold_keeps_every_worker_from_claiming() {
 
 #[test]
 fn a_cancelled_hold_ends_the_run() {
-    let bench = bench();
-    bench.submit(&["1", "2"]);
+    let timed = timed_store();
+    timed.submit(&["1", "2"]);
     let cancellation = Cancellation::default();
     let asked = cancellation.clone();
     let mut judge = judged_by(|_: &Draft| {
@@ -130,36 +130,36 @@ fn a_cancelled_hold_ends_the_run() {
         let outcome = Outcome::new(DraftProcessingDecision::Accepted);
         Ok(outcome.with_hold(Duration::from_secs(3600)))
     });
-    let runner = bench.runner().cancellation(cancellation);
-    let summary = runner.run_one(&mut judge, bench.clock.now()).into_result().unwrap();
+    let runner = timed.runner().cancellation(cancellation);
+    let summary = runner.run_one(&mut judge, timed.clock.now()).into_result().unwrap();
     // The draft in hand is finished, nothing more is claimed.
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
     assert_eq!(summary.claim_misses, 0);
-    assert_eq!(bench.store.list(DraftState::Processing).unwrap(), []);
+    assert_eq!(timed.store.list(DraftState::Processing).unwrap(), []);
 }
 
 /// A hold that no test waits out.
 const LONG_HOLD: Duration = Duration::from_secs(3600);
 
 #[test]
-fn a_hold_is_not_waited_for_when_nothing_is_left() {
-    let bench = bench();
-    bench.submit(&["1", "2"]);
+fn a_run_without_more_drafts_does_not_wait_for_a_hold() {
+    let timed = timed_store();
+    timed.submit(&["1", "2"]);
     let mut judge = judged_by(|_: &Draft| {
         let outcome = Outcome::new(DraftProcessingDecision::Accepted);
         Ok(outcome.with_hold(LONG_HOLD))
     });
     let begun = Instant::now();
-    let runner = bench.runner().limit(1);
-    let summary = runner.run_one(&mut judge, bench.clock.now()).into_result().unwrap();
+    let runner = timed.runner().limit(1);
+    let summary = runner.run_one(&mut judge, timed.clock.now()).into_result().unwrap();
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
     assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());
 }
 
 #[test]
-fn an_error_ends_a_run_in_which_another_worker_holds() {
-    let bench = bench();
-    bench.submit(&["holds", "errs", "pending"]);
+fn an_error_ends_a_run_during_a_hold() {
+    let timed = timed_store();
+    timed.submit(&["holds", "errs", "pending"]);
     let both = Arc::new(Barrier::new(2));
     let judge = || {
         let both = Arc::clone(&both);
@@ -175,8 +175,8 @@ fn an_error_ends_a_run_in_which_another_worker_holds() {
         })
     };
     let begun = Instant::now();
-    let runner = bench.runner().stop_at_error(true);
-    let report = runner.run(&mut [judge(), judge()], bench.clock.now());
+    let runner = timed.runner().stop_at_error(true);
+    let report = runner.run(&mut [judge(), judge()], timed.clock.now());
     assert!(report.stopped_by.is_some());
     assert_eq!((report.summary.accepted, report.summary.errors), (1, 1));
     assert!(begun.elapsed() < LONG_HOLD / 60, "{:?}", begun.elapsed());

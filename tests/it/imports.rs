@@ -6,7 +6,7 @@ use crate::harness::{assert_whole, draft, store};
 use crate::shells::{Shell, bring_to};
 
 #[test]
-fn a_pruned_draft_is_not_staged_again() {
+fn a_pruned_draft_is_not_submitted_again() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -31,7 +31,7 @@ fn a_pruned_draft_is_not_staged_again() {
 }
 
 #[test]
-fn a_finished_draft_is_imported_through_its_door_and_marked_for_ever() {
+fn a_finished_draft_can_be_imported_and_stays_marked() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -90,7 +90,7 @@ fn a_finished_draft_is_imported_through_its_door_and_marked_for_ever() {
 }
 
 #[test]
-fn a_checkpoint_goes_with_the_decision() {
+fn a_decision_deletes_the_checkpoint() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     let id = bring_to(&store, "x", DraftState::Processing);

@@ -10,7 +10,7 @@ use draftq::{Draft, DraftState, DraftStore, LibrarianError};
 use crate::harness::{assert_whole, draft, store};
 
 #[test]
-fn threads_that_submit_together_each_get_their_own_answer() {
+fn threads_that_submit_together_get_their_own_results() {
     const THREADS: usize = 8;
     const EACH: usize = 60;
     let (directory, _) = store();
@@ -54,7 +54,7 @@ fn threads_that_submit_together_each_get_their_own_answer() {
 }
 
 #[test]
-fn many_in_a_call_are_answered_in_order_all_or_none() {
+fn submit_many_stores_all_in_order_or_none() {
     let (directory, store) = store();
     for size in [1, 7, 8, 9, 63, 64, 65, 200] {
         let mut drafts: Vec<Draft> =
@@ -77,7 +77,7 @@ fn many_in_a_call_are_answered_in_order_all_or_none() {
 }
 
 #[test]
-fn long_texts_among_short_ones_keep_their_places() {
+fn long_texts_among_short_ones_keep_their_order() {
     let (directory, store) = store();
     let long = "ä".repeat(DEFAULT_MAX_TEXT_BYTES / 2);
     let mut drafts: Vec<Draft> = (0..70).map(|number| draft(&format!("short {number}"))).collect();
@@ -89,7 +89,7 @@ fn long_texts_among_short_ones_keep_their_places() {
 }
 
 #[test]
-fn what_is_rejected_is_rejected_on_every_way_in() {
+fn every_way_to_submit_rejects_the_same_drafts() {
     let (_directory, store) = store();
     let blank = draft(" \n\t");
     let rejected = |error: LibrarianError| matches!(error, LibrarianError::DraftRejected { .. });

@@ -26,7 +26,7 @@ fn siblings(ids: &[String]) -> (String, Vec<String>) {
 }
 
 #[test]
-fn filters_pick_and_the_last_comes_first() {
+fn filters_select_and_the_newest_comes_first() {
     let sandbox = Sandbox::new();
     let lines = [
         r#"{"raw_text":"1","source_agent":"claude","source_project":"p","context_tags":["a","b"]}"#,
@@ -85,7 +85,7 @@ fn filters_pick_and_the_last_comes_first() {
 }
 
 #[test]
-fn long_lists_come_whole_and_say_when_they_do_not() {
+fn a_list_says_when_it_is_cut_off() {
     let sandbox = Sandbox::new();
     let lines: String = (0..2500).map(|n| format!("{{\"raw_text\":\"number {n}\"}}\n")).collect();
     sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
@@ -107,7 +107,7 @@ fn long_lists_come_whole_and_say_when_they_do_not() {
 }
 
 #[test]
-fn a_draft_is_found_by_the_beginning_of_its_id() {
+fn a_draft_is_found_by_the_first_digits_of_its_id() {
     let sandbox = Sandbox::new();
     let ids: Vec<String> = (0..17).map(|n| sandbox.submit(&format!("number {n}"))).collect();
     let (digit, same) = siblings(&ids);
@@ -135,7 +135,7 @@ fn a_draft_is_found_by_the_beginning_of_its_id() {
 }
 
 #[test]
-fn of_many_candidates_the_first_are_named() {
+fn an_ambiguous_id_names_the_first_candidates() {
     let sandbox = Sandbox::new();
     let lines: String = (0..600).map(|n| format!("{{\"raw_text\":\"number {n}\"}}\n")).collect();
     sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
@@ -224,7 +224,7 @@ fn stats_count_states_in_their_order() {
 }
 
 #[test]
-fn requeue_brings_finished_drafts_back_or_none() {
+fn requeue_moves_all_named_drafts_or_none() {
     let sandbox = Sandbox::new();
     let ids = ["one", "two", "three"].map(|text| sandbox.submit(text));
     sandbox.draftq(["run", "--limit=2", "--exit-code", "--", "true"]).expect(0);
@@ -261,7 +261,7 @@ fn hostile() -> String {
 }
 
 #[test]
-fn nothing_from_a_draft_reaches_a_terminal_raw() {
+fn everything_from_a_draft_is_escaped() {
     let sandbox = Sandbox::new();
     let hostile = hostile();
     let id = sandbox
@@ -366,7 +366,7 @@ fn tables_fit_into_eighty_columns() {
 }
 
 #[test]
-fn help_and_version_are_results() {
+fn help_and_version_go_to_standard_output() {
     let sandbox = Sandbox::new();
     for args in [&["--help"][..], &["help", "run"], &["--version"], &["completions", "bash"]] {
         let ran = sandbox.draftq(args);

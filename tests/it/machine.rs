@@ -42,7 +42,7 @@ fn charged(store: &DraftStore) -> (u64, u64, u64) {
 }
 
 #[test]
-fn a_run_waits_for_the_machine_and_charges_nothing() {
+fn a_run_waits_for_the_machine_and_charges_no_draft() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let (mut processor, tried) = starved(3);
@@ -54,7 +54,7 @@ fn a_run_waits_for_the_machine_and_charges_nothing() {
 }
 
 #[test]
-fn a_run_that_is_asked_to_end_while_it_waits_gives_the_draft_back() {
+fn a_run_cancelled_while_it_waits_releases_the_draft() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let cancellation = Cancellation::default();
@@ -77,7 +77,7 @@ fn a_run_that_is_asked_to_end_while_it_waits_gives_the_draft_back() {
 }
 
 #[test]
-fn a_run_ends_when_the_machine_never_lets_it_work() {
+fn a_run_ends_if_the_machine_stays_unusable() {
     let (_directory, store) = store();
     for text in ["a", "b", "c"] {
         store.submit(&draft(text)).unwrap();
@@ -112,7 +112,7 @@ impl DraftProcessor for Locks {
 /// Twelve tries of a busy time-out that is over at once were used up in a moment, and the result
 /// was thrown away.
 #[test]
-fn a_result_is_kept_for_as_long_as_others_hold_the_lock() {
+fn a_result_is_kept_while_another_process_holds_the_lock() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     for busy_timeout in [Duration::ZERO, Duration::from_millis(20)] {
@@ -213,7 +213,7 @@ fn a_result_is_kept_while_the_disk_is_full() {
 /// One worker that the machine fails does not end a run in which another comes to results, for
 /// however long that is.
 #[test]
-fn a_run_in_which_somebody_comes_to_results_goes_on() {
+fn a_run_continues_while_one_worker_gets_results() {
     /// Longer than a run waits if nobody comes to a result.
     const FAILS_FOR: Duration = Duration::from_secs(11);
     let (_directory, store) = store();

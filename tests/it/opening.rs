@@ -49,7 +49,7 @@ fn a_new_file_is_private_whatever_the_umask() {
 }
 
 #[test]
-fn everything_that_an_open_store_makes_is_private() {
+fn all_files_of_an_open_store_are_private() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("data/drafts.db");
     let store = DraftStore::open(&path).unwrap();
@@ -156,7 +156,7 @@ fn twenty_processes_may_open_a_new_path_at_once() {
 
 #[test]
 #[ignore = "long; DRAFTQ_TEST_ROUNDS sets how long"]
-fn a_new_path_may_be_opened_by_many_at_once_every_time() {
+fn a_new_path_may_be_opened_by_many_at_once_long() {
     let rounds = setting("DRAFTQ_TEST_ROUNDS", 500);
     twenty_threads(rounds);
     twenty_processes(rounds);

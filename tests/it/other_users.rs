@@ -29,7 +29,7 @@ fn do_as_told(message: &str) {
 }
 
 #[test]
-fn a_wide_mode_is_refused_until_what_the_message_says_is_done() {
+fn a_mode_that_lets_others_write_is_refused_until_it_is_changed() {
     for (suffix, wide, private) in [
         ("", 0o660, 0o640),
         ("", 0o602, 0o600),
@@ -96,7 +96,7 @@ fn a_directory_that_others_can_write_is_refused_unless_it_is_sticky() {
 }
 
 #[test]
-fn what_another_user_made_first_is_refused() {
+fn files_that_another_user_created_are_refused() {
     if !can_be_others() {
         return;
     }
@@ -186,7 +186,7 @@ fn what_another_user_made_first_is_refused() {
 
 /// After the file was checked, and before SQLite has made the -wal.
 #[test]
-fn a_wal_that_is_put_there_while_the_file_is_opened_gets_no_text() {
+fn a_wal_that_another_user_creates_during_an_open_gets_no_text() {
     if !can_be_others() || !have("strace") {
         return;
     }
@@ -218,7 +218,7 @@ fn a_wal_that_is_put_there_while_the_file_is_opened_gets_no_text() {
 }
 
 #[test]
-fn a_directory_such_as_tmp_is_fine_by_itself() {
+fn a_sticky_directory_such_as_tmp_is_accepted() {
     if !can_be_others() {
         return;
     }
@@ -242,7 +242,7 @@ fn a_directory_such_as_tmp_is_fine_by_itself() {
 
 /// As with sudo: everything that root makes is the user's.
 #[test]
-fn root_on_a_users_inbox_leaves_all_of_it_to_the_user() {
+fn files_that_root_creates_belong_to_the_inbox_owner() {
     if !can_be_others() {
         return;
     }
@@ -283,7 +283,7 @@ fn root_on_a_users_inbox_leaves_all_of_it_to_the_user() {
 
 /// SQLite makes a -wal as root and changes its owner then.
 #[test]
-fn what_root_is_about_to_give_away_is_waited_for() {
+fn a_file_that_root_has_just_created_is_waited_for() {
     if !can_be_others() || !have("strace") {
         return;
     }
@@ -307,7 +307,7 @@ fn what_root_is_about_to_give_away_is_waited_for() {
 
 /// In a user namespace user 0 is not root, and others have no number.
 #[test]
-fn in_a_user_namespace_only_what_is_ones_own_is_used() {
+fn in_a_user_namespace_only_own_files_are_used() {
     if !can_be_others() {
         return;
     }

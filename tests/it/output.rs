@@ -43,7 +43,7 @@ fn long(c: char) -> String {
 }
 
 #[test]
-fn the_time_of_a_list_is_linear_in_what_it_shows() {
+fn the_time_of_a_list_is_linear_in_its_length() {
     for c in ['\u{1b}', '\u{200b}', '\u{301}', '\u{200d}', '名', '👩', 'x'] {
         let sandbox = Sandbox::new();
         drafts_with(&sandbox, setting("DRAFTQ_TEST_LIST_ROWS", 60), &long(c), "NULL");
@@ -65,7 +65,7 @@ fn the_time_of_a_list_is_linear_in_what_it_shows() {
 }
 
 #[test]
-fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
+fn a_line_break_in_a_cell_is_escaped() {
     let sandbox = Sandbox::new();
     drafts_with(&sandbox, 1, "'one' || char(10) || 'two' || char(9) || 'three'", "NULL");
     let ran = sandbox.draftq(["list"]);
@@ -74,7 +74,7 @@ fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
 }
 
 #[test]
-fn a_list_holds_no_more_than_it_shows() {
+fn a_list_needs_little_memory() {
     let sandbox = Sandbox::new();
     let drafts = setting("DRAFTQ_TEST_LIST_ROWS", 400);
     // 150,002 bytes of JSON.
@@ -97,7 +97,7 @@ fn a_list_holds_no_more_than_it_shows() {
 }
 
 #[test]
-fn line_breaks_in_names_forge_no_lines() {
+fn line_breaks_in_names_are_escaped() {
     let sandbox = Sandbox::new();
     sandbox.submit("x");
     let forged = "a\ndraftq: all drafts were lost\r\u{2028}\u{85}b";
@@ -131,7 +131,7 @@ fn line_breaks_in_names_forge_no_lines() {
 }
 
 #[test]
-fn whatever_follows_a_flag_with_a_text_is_its_value() {
+fn a_value_may_begin_with_a_hyphen() {
     let sandbox = Sandbox::new();
     for text in ["---\ntitle: x\n", "- item", "--foo", "-", "--", "-q", "--text=x", "--help", "-1"]
     {
@@ -159,7 +159,7 @@ fn whatever_follows_a_flag_with_a_text_is_its_value() {
 }
 
 #[test]
-fn no_error_of_usage_repeats_a_text() {
+fn no_usage_error_repeats_a_text() {
     let sandbox = Sandbox::new();
     sandbox.file("file", "x");
     let flags = ["--text", "--agent", "--project", "--operator", "--provenance", "--tag"];
@@ -217,7 +217,7 @@ fn no_error_of_usage_repeats_a_text() {
 }
 
 #[test]
-fn what_is_stored_is_said_when_it_cannot_be_printed() {
+fn a_failed_print_still_says_what_was_stored() {
     if !std::path::Path::new("/dev/full").exists() {
         println!("skipped: there is no /dev/full here");
         return;

@@ -15,7 +15,7 @@ use crate::files::{beside, draftq_behind, tree};
 use crate::harness::{close, draft, draftq, have};
 
 #[test]
-fn a_path_is_a_path_whatever_is_in_it() {
+fn a_path_may_contain_any_character() {
     for name in [
         &b"a?b.db"[..],
         b"a?mode=memory",
@@ -67,7 +67,7 @@ fn a_path_is_a_path_whatever_is_in_it() {
 }
 
 #[test]
-fn a_relative_path_means_what_it_meant_when_it_was_opened() {
+fn a_relative_path_is_resolved_at_open() {
     let directory = tempfile::tempdir().unwrap();
     let here = std::env::current_dir().unwrap();
     let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
@@ -82,7 +82,7 @@ fn a_relative_path_means_what_it_meant_when_it_was_opened() {
 }
 
 #[test]
-fn a_link_leads_to_one_store_with_one_set_of_locks() {
+fn a_symbolic_link_leads_to_the_same_store_and_locks() {
     let directory = tempfile::tempdir().unwrap();
     let (here, there) = (directory.path().join("here"), directory.path().join("there"));
     fs::create_dir(&here).unwrap();
@@ -113,7 +113,7 @@ fn a_link_leads_to_one_store_with_one_set_of_locks() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_named() {
+fn the_error_names_what_cannot_be_opened() {
     let directory = tempfile::tempdir().unwrap();
     let named = |path: &Path, kind: ErrorKind| {
         let error = DraftStore::open(path).unwrap_err();
@@ -135,7 +135,7 @@ fn what_cannot_be_opened_is_named() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_named() {
+fn the_error_names_a_directory_that_cannot_be_written() {
     let directory = tempfile::tempdir().unwrap();
     let kept = directory.path().join("kept");
     let store = DraftStore::open(kept.join("drafts.db")).unwrap();

@@ -66,7 +66,7 @@ fn says_nothing_of(ran: &Ran, word: &str) {
 }
 
 #[test]
-fn a_text_is_nowhere_but_in_the_database() {
+fn a_text_is_only_in_the_database() {
     let sandbox = Sandbox::new();
     let text = canary("text");
     let noise = canary("stderr");

@@ -122,7 +122,7 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 #[test]
-fn a_mistyped_path_makes_nothing() {
+fn a_mistyped_path_creates_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deep/typo.db");
     assert_refused(&look(&[], &path, "00"), 66, &["typo.db", "--db"]);
@@ -142,7 +142,7 @@ fn a_mistyped_path_makes_nothing() {
 }
 
 #[test]
-fn what_looks_changes_nothing() {
+fn reading_commands_change_nothing() {
     let (_directory, path, id) = closed_store();
     let before = tree(path.parent().unwrap());
     assert_seen(&look(&[], &path, &id), "pending");
@@ -158,7 +158,7 @@ fn what_looks_changes_nothing() {
 }
 
 #[test]
-fn what_looks_needs_no_permission_to_write() {
+fn reading_commands_need_no_write_permission() {
     let Some(wrapper) = another_user() else { return };
     let (_directory, path, id) = closed_store();
     let kept = path.parent().unwrap();
@@ -190,7 +190,7 @@ fn what_looks_needs_no_permission_to_write() {
 }
 
 #[test]
-fn what_looks_works_on_a_read_only_file_system() {
+fn reading_commands_work_on_a_read_only_file_system() {
     let (_directory, path, id) = closed_store();
     let kept = path.parent().unwrap().to_str().unwrap().to_owned();
     let script = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit 99; exec "$@""#;
@@ -213,7 +213,7 @@ fn what_looks_works_on_a_read_only_file_system() {
 }
 
 #[test]
-fn a_store_that_reads_sees_what_is_written_and_writes_nothing() {
+fn a_read_only_store_sees_all_commits_and_writes_nothing() {
     let (_directory, path, _) = closed_store();
     let reader = DraftStore::open_read_only(&path).unwrap();
     let seen = || reader.stats().unwrap().drafts;
@@ -246,7 +246,7 @@ fn a_store_that_reads_sees_what_is_written_and_writes_nothing() {
 }
 
 #[test]
-fn a_reader_sees_one_moment_whatever_writers_do() {
+fn a_read_sees_the_state_of_one_moment() {
     let (_directory, path, _) = closed_store();
     let reader = DraftStore::open_read_only(&path).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);

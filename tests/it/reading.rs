@@ -63,7 +63,7 @@ const ENDS: [&str; 7] =
     ["submitted_at", "updated_at", "due_at", "claims", "errors", "defers", "revision"];
 
 #[test]
-fn a_row_that_cannot_be_read_hides_no_other() {
+fn an_unreadable_row_hides_no_other() {
     let sandbox = Sandbox::new();
     let whole = sandbox.submit("whole");
     let before = sandbox.draftq(["list", "--json"]).expect(0).json();
@@ -153,7 +153,7 @@ fn a_row_that_cannot_be_read_hides_no_other() {
 }
 
 #[test]
-fn a_history_is_shown_as_far_as_it_can_be_read() {
+fn an_unreadable_event_hides_no_other() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
     sandbox.draftq(["run", "--exit-code", "--", "true"]).expect(0);
@@ -186,7 +186,7 @@ fn a_history_is_shown_as_far_as_it_can_be_read() {
 }
 
 #[test]
-fn an_altered_draft_is_damaged_and_no_other() {
+fn an_altered_draft_does_not_affect_others() {
     let sandbox = Sandbox::new();
     let store = sandbox.store();
     let texts = ["one", "two", "three", "four", "five"];

@@ -150,7 +150,7 @@ fn the_envelope_is_the_one_shown() {
 }
 
 #[test]
-fn the_answer_shown_is_one() {
+fn the_answer_shown_is_valid() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     DraftStore::open(&path).unwrap().submit(&hello()).unwrap();
@@ -199,7 +199,7 @@ fn the_sql_works() {
 }
 
 #[test]
-fn every_table_and_view_is_on_the_page() {
+fn every_table_and_view_is_documented() {
     let (_directory, store) = crate::harness::store();
     let connection = Connection::open(store.path()).unwrap();
     let mut statement = connection

@@ -11,7 +11,7 @@ use draftq::{
 };
 use rusqlite::Connection;
 
-use crate::harness::{accept, bench, claim, draft, err, judged_by, store, uncharged};
+use crate::harness::{accept, claim, draft, err, judged_by, store, timed_store, uncharged};
 
 /// A runner whose lock is free died with the one draft that it held.
 #[test]
@@ -69,7 +69,7 @@ fn a_claim_whose_lock_file_is_gone_waits_until_it_is_old() {
 
 /// Drafts that erred together are not all tried again at the same moment.
 #[test]
-fn retries_are_spread() {
+fn retry_times_are_spread() {
     let (_directory, store) = store();
     let drafts: Vec<Draft> = (0..20).map(|number| draft(&number.to_string())).collect();
     store.submit_many(&drafts).unwrap();
@@ -84,7 +84,7 @@ fn retries_are_spread() {
 /// A clock that was set back leaves claims in the future. One whose row cannot be changed stops no
 /// other.
 #[test]
-fn claims_of_the_future_begin_to_age_now() {
+fn claims_in_the_future_are_set_to_now() {
     let (_directory, store) = store();
     store.submit_many(&[draft("a"), draft("b")]).unwrap();
     let sql = Connection::open(store.path()).unwrap();
@@ -102,7 +102,7 @@ fn claims_of_the_future_begin_to_age_now() {
 
 /// Claims that nobody holds go by their age: that of the clock, but no more than the machine ran.
 #[test]
-fn the_age_of_a_claim_is_no_more_than_the_machine_ran() {
+fn a_claim_is_not_older_than_the_time_since_boot() {
     const NOW: i64 = 3_600_000;
     let directory = tempfile::tempdir().unwrap();
     // The machine has just booted.
@@ -134,7 +134,7 @@ fn the_age_of_a_claim_is_no_more_than_the_machine_ran() {
 
 /// What a draft did under an earlier runner is not held against it when others die or end.
 #[test]
-fn a_draft_is_not_failed_for_the_end_of_a_runner_that_it_is_not_to_blame_for() {
+fn the_death_of_another_runner_fails_no_draft() {
     for (end, suspect) in [
         // Nothing is known of the runner: one of the two may be to blame.
         ("DELETE FROM runners", 1),
@@ -161,7 +161,7 @@ fn a_draft_is_not_failed_for_the_end_of_a_runner_that_it_is_not_to_blame_for() {
 /// Several workers, and yet a suspect is in hand beside no other draft: neither those before it
 /// nor those after it.
 #[test]
-fn a_suspect_is_processed_beside_no_other() {
+fn a_suspect_is_processed_alone() {
     let (_directory, store) = store();
     let drafts = ["before", "suspect", "after", "last"].map(draft);
     store.submit_many(&drafts).unwrap();
@@ -189,7 +189,7 @@ fn a_suspect_is_processed_beside_no_other() {
 
 /// A suspicion ends when the draft has shown that it does not bring its runner down.
 #[test]
-fn a_suspicion_lasts_until_the_draft_was_processed() {
+fn a_draft_stays_a_suspect_until_it_was_processed() {
     let (_directory, store) = store();
     store.submit(&draft("suspect")).unwrap();
     let sql = Connection::open(store.path()).unwrap();
@@ -222,68 +222,68 @@ fn a_suspicion_lasts_until_the_draft_was_processed() {
 }
 
 #[test]
-fn an_erred_draft_is_not_tried_again_early_because_the_clock_was_set_forward() {
-    let bench = bench();
-    bench.submit(&["a"]);
-    assert_eq!(bench.run(&mut judged_by(err)).errors, 1);
+fn a_clock_that_is_set_forward_makes_no_claim_stale() {
+    let timed = timed_store();
+    timed.submit(&["a"]);
+    assert_eq!(timed.run(&mut judged_by(err)).errors, 1);
     // An administrator sets the clock an hour ahead; no time has passed.
     let hour = Duration::from_secs(3600);
-    bench.clock.jump(bench.clock.now() + hour);
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
-    bench.pass(Duration::from_secs(59));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
-    bench.pass(Duration::from_secs(1));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
+    timed.clock.jump(timed.clock.now() + hour);
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
+    timed.pass(Duration::from_secs(59));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
+    timed.pass(Duration::from_secs(1));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
     // And back: it does not wait for the clock to catch up.
-    bench.submit(&["b"]);
-    assert_eq!(bench.run(&mut judged_by(err)).errors, 1);
-    bench.clock.jump(bench.clock.now() - hour);
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0);
-    bench.pass(Duration::from_secs(60));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
+    timed.submit(&["b"]);
+    assert_eq!(timed.run(&mut judged_by(err)).errors, 1);
+    timed.clock.jump(timed.clock.now() - hour);
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0);
+    timed.pass(Duration::from_secs(60));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
 }
 
 #[test]
-fn a_claim_made_while_the_clock_was_wrong_begins_to_age_when_it_is_right() {
-    let bench = bench();
-    let draft = bench.submit(&["a"]).remove(0);
-    bench.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
-    bench.store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
-    bench.clock.set(from_unix_ms(3_600_000));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0);
-    bench.pass(Duration::from_secs(59));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
-    bench.pass(Duration::from_secs(1));
-    assert_eq!(bench.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
+fn a_claim_with_a_time_in_the_future_ages_from_now() {
+    let timed = timed_store();
+    let draft = timed.submit(&["a"]).remove(0);
+    timed.clock.set(SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000));
+    timed.store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    timed.clock.set(from_unix_ms(3_600_000));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0);
+    timed.pass(Duration::from_secs(59));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
+    timed.pass(Duration::from_secs(1));
+    assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
 }
 
 #[test]
-fn a_live_runners_claim_is_never_taken_by_age_and_a_dead_ones_at_once() {
-    let bench = bench();
-    let draft = bench.submit(&["slow"]).remove(0);
-    let runner = bench.store.register_runner("slow").unwrap();
-    let mut snapshot = bench.store.pending_snapshot().unwrap();
-    let Some(Claimed::Draft(claim)) = bench.store.claim_next(&runner, &mut snapshot).unwrap()
+fn age_recovers_no_claim_of_a_live_runner_and_death_all() {
+    let timed = timed_store();
+    let draft = timed.submit(&["slow"]).remove(0);
+    let runner = timed.store.register_runner("slow").unwrap();
+    let mut snapshot = timed.store.pending_snapshot().unwrap();
+    let Some(Claimed::Draft(claim)) = timed.store.claim_next(&runner, &mut snapshot).unwrap()
     else {
         panic!("nothing was claimed")
     };
-    bench.pass(Duration::from_secs(1_000_000));
-    let far = bench.clock.now() + Duration::from_secs(1_000_000);
-    assert_eq!(bench.store.recover(far).unwrap(), Default::default());
+    timed.pass(Duration::from_secs(1_000_000));
+    let far = timed.clock.now() + Duration::from_secs(1_000_000);
+    assert_eq!(timed.store.recover(far).unwrap(), Default::default());
 
     drop(runner);
-    let recovery = bench.store.recover(SystemTime::UNIX_EPOCH).unwrap();
+    let recovery = timed.store.recover(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(recovery.to_pending.len(), 1);
-    let (record, ..) = bench.store.inspect(draft.id()).unwrap();
+    let (record, ..) = timed.store.inspect(draft.id()).unwrap();
     // It ended in good order, so nothing is charged.
     assert_eq!((record.state, record.errors, record.crashes), (DraftState::Pending, 0, 0));
     assert_eq!(record.last_error_class, None);
 
     // What the late runner brings is refused, and kept.
     let outcome = Outcome::new(DraftProcessingDecision::Accepted).with_note("too late");
-    let error = bench.store.finish(*claim, &outcome).unwrap_err();
+    let error = timed.store.finish(*claim, &outcome).unwrap_err();
     assert!(matches!(error, LibrarianError::LostClaim { id } if id == draft.id()), "{error:?}");
-    let (record, history, _) = bench.store.inspect(draft.id()).unwrap();
+    let (record, history, _) = timed.store.inspect(draft.id()).unwrap();
     assert_eq!((record.state, record.note), (DraftState::Pending, None));
     let refused = history.last().unwrap();
     assert_eq!((refused.event.as_str(), refused.note.as_deref()), ("refused", Some("too late")));

@@ -64,7 +64,7 @@ fn a_lock_file_stays_until_the_end_is_stored() {
 /// Whoever tidies up leaves a lock that is held, also one of a runner that has no row yet, and the
 /// free lock of a runner that still owns something: it is the proof that the runner is dead.
 #[test]
-fn tidying_up_leaves_held_locks_and_proofs() {
+fn cleanup_keeps_held_locks_and_needed_lock_files() {
     let (directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let dead = store.register_runner("dead").unwrap();

@@ -121,7 +121,7 @@ fn replaced<T: std::fmt::Debug>(result: Result<T, LibrarianError>) {
 }
 
 #[test]
-fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
+fn a_watch_continues_with_the_new_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     // Enough that the -wal of the old file covers every page of the new one.
@@ -155,7 +155,7 @@ fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
 }
 
 #[test]
-fn a_watch_waits_for_a_removed_file_and_makes_none() {
+fn a_watch_waits_for_a_removed_file_and_creates_none() {
     let (_directory, store) = store();
     let path = store.path().to_owned();
     close(store);
@@ -186,7 +186,7 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
 }
 
 #[test]
-fn a_moved_file_has_all_that_was_acknowledged() {
+fn a_moved_file_has_all_acknowledged_drafts() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let drafts: Vec<_> = (0..20).map(|number| draft(&format!("{number}"))).collect();
@@ -205,7 +205,7 @@ fn a_moved_file_has_all_that_was_acknowledged() {
 }
 
 #[test]
-fn a_store_does_not_write_to_a_file_that_is_gone() {
+fn a_store_does_not_write_to_a_removed_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let kept = draft("kept");
@@ -242,7 +242,7 @@ fn a_store_does_not_write_to_a_file_that_is_gone() {
 }
 
 #[test]
-fn a_new_file_is_kept_apart_from_what_another_program_has_open() {
+fn a_new_file_is_not_opened_with_the_old_wal() {
     let (_directory, store) = store();
     let path = store.path().to_owned();
     close(store);
@@ -294,7 +294,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
 }
 
 #[test]
-fn the_librarys_watch_tells_of_a_replaced_file() {
+fn the_librarys_watch_reports_a_replaced_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let (new, drafts) = backup(directory.path(), "backup.db", &["kept"]);

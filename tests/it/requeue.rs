@@ -171,7 +171,7 @@ fn a_draft_of_a_dead_runner_is_requeued_and_the_others_are_not_blamed() {
 }
 
 #[test]
-fn the_three_ways_back_from_processing_have_names_of_their_own() {
+fn release_recovery_and_requeue_are_different_events() {
     let (_directory, store) = store();
     let drafts = [draft("released"), draft("recovered"), draft("requeued")];
     store.submit_many(&drafts).unwrap();

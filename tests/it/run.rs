@@ -48,7 +48,7 @@ fn of<const N: usize>(states: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn a_dry_run_defers_all_and_says_so() {
+fn a_run_with_defer_defers_all() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("one");
     let ran = sandbox.draftq(["run", "--defer"]);
@@ -83,7 +83,7 @@ fn a_dry_run_defers_all_and_says_so() {
 }
 
 #[test]
-fn nothing_to_do_is_done() {
+fn a_run_without_drafts_succeeds() {
     let sandbox = Sandbox::new();
     let document = sandbox.draftq(["run", "--", "false"]).expect(0).json();
     assert_eq!(document["processor"], "exec");
@@ -133,7 +133,7 @@ fn each_decision_is_stored_with_note_and_output() {
 }
 
 #[test]
-fn only_an_answer_accepts_unless_the_exit_code_is_to() {
+fn only_an_answer_accepts_unless_the_exit_code_decides() {
     const SKIPPED: &str = r#"echo '{"decision":"skipped"}'"#;
     let skipped_and = |end: &str| format!("{SKIPPED}; exit {end}");
     for (script, (code, state), (code_alone, state_alone)) in [
@@ -161,7 +161,7 @@ fn only_an_answer_accepts_unless_the_exit_code_is_to() {
 }
 
 #[test]
-fn an_answer_that_is_refused_is_recorded_with_the_reason_and_without_its_content() {
+fn an_invalid_answer_is_recorded_without_its_content() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
     let ran = sandbox.draftq(sh(&[], r#"echo '{"decison":"quarantined","canary":"canary"}'"#));
@@ -175,7 +175,7 @@ fn an_answer_that_is_refused_is_recorded_with_the_reason_and_without_its_content
 }
 
 #[test]
-fn an_erring_draft_is_recorded_and_the_run_goes_on() {
+fn a_run_continues_after_an_error() {
     let sandbox = Sandbox::new();
     let good = sandbox.submit("good");
     let bad = sandbox.submit("please break");
@@ -215,7 +215,7 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
 }
 
 #[test]
-fn the_summary_has_an_item_for_each_error_in_its_place() {
+fn the_summary_lists_each_error_in_order() {
     let sandbox = Sandbox::new();
     let ids = ["good", "bad", "ugly", "good too"].map(|text| sandbox.submit(text));
     let script = "case $(cat) in *ugly*) kill -9 $$;; *bad*) exit 3;; esac";
@@ -235,7 +235,7 @@ fn the_summary_has_an_item_for_each_error_in_its_place() {
 }
 
 #[test]
-fn errors_have_a_budget() {
+fn the_error_budget_ends_in_failed() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("poison");
     let options = ["--stale-processing-secs", "0", "--max-errors", "2"];
@@ -265,7 +265,7 @@ fn fail_fast_stops_at_the_first_error() {
 }
 
 #[test]
-fn a_limit_takes_the_first_in_order() {
+fn a_limit_takes_the_oldest_drafts() {
     let sandbox = Sandbox::new();
     let ids = ["one", "two", "three"].map(|text| sandbox.submit(text));
     let document = sandbox.draftq(by_exit_code(&["--limit", "2"], "exit 0")).expect(0).json();
@@ -302,7 +302,7 @@ fn jobs_run_at_the_same_time() {
 }
 
 #[test]
-fn workers_that_cannot_be_started_are_an_error_and_not_waited_for() {
+fn a_worker_that_cannot_be_started_ends_the_run() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     let mut command = sandbox.command_of("sh");
@@ -316,7 +316,7 @@ fn workers_that_cannot_be_started_are_an_error_and_not_waited_for() {
 }
 
 #[test]
-fn the_grace_ends_all_programs() {
+fn programs_are_killed_after_the_grace_period() {
     let sandbox = Sandbox::new();
     for text in ["one", "two", "three"] {
         sandbox.submit(text);
@@ -350,7 +350,7 @@ fn the_grace_ends_all_programs() {
 }
 
 #[test]
-fn a_timeout_kills_all_that_the_program_started() {
+fn a_timeout_kills_the_program_and_its_children() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("slow");
     let alive = fifo(sandbox.path("alive"));
@@ -366,7 +366,7 @@ fn a_timeout_kills_all_that_the_program_started() {
 }
 
 #[test]
-fn one_command_does_the_main_job() {
+fn run_with_sweep_submits_and_processes() {
     let sandbox = Sandbox::new();
     sandbox.file("notes/a.md", "please accepted");
     sandbox.file("notes/b.md", "please skipped");
@@ -384,7 +384,7 @@ fn one_command_does_the_main_job() {
 }
 
 #[test]
-fn a_missing_program_is_said_before_anything_is_claimed() {
+fn a_missing_program_is_reported_before_any_claim() {
     let sandbox = Sandbox::new();
     sandbox.file("not-executable", "#!/bin/sh\n");
     sandbox.file("notes/a.md", "not to be swept");
@@ -405,7 +405,7 @@ fn a_missing_program_is_said_before_anything_is_claimed() {
 }
 
 #[test]
-fn wrong_usage_touches_nothing() {
+fn wrong_usage_changes_nothing() {
     let sandbox = Sandbox::new();
     for args in [
         &["run"][..],
@@ -427,7 +427,7 @@ fn wrong_usage_touches_nothing() {
 }
 
 #[test]
-fn the_text_is_in_nobodys_arguments_or_environment() {
+fn the_text_is_in_no_arguments_and_no_environment() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("CANARY-in-the-text");
     let script =
@@ -478,7 +478,7 @@ fn a_program_that_writes_hostile_json_is_still_shown_as_json() {
 }
 
 #[test]
-fn a_full_or_closed_standard_output_loses_no_decision() {
+fn a_failing_standard_output_loses_no_decision() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("full");
     let mut command = sandbox.command(["run", "--exit-code", "--", "true"]);
@@ -501,7 +501,7 @@ fn a_full_or_closed_standard_output_loses_no_decision() {
 }
 
 #[test]
-fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
+fn a_failing_log_does_not_end_a_run() {
     let sandbox = Sandbox::new();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (reader, closed) = std::io::pipe().unwrap();

@@ -8,11 +8,11 @@ use draftq::{
 };
 use rusqlite::Connection;
 
-use crate::harness::{accept, bench, draft, err, judged_by, store, uncharged};
+use crate::harness::{accept, draft, err, judged_by, store, timed_store, uncharged};
 
 /// A run that was asked to end while others hold the lock stores its result all the same.
 #[test]
-fn a_result_is_kept_by_a_run_that_was_asked_to_end() {
+fn a_cancelled_run_stores_its_result_when_the_lock_is_free() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let store = DraftStore::options().busy_timeout(Duration::ZERO).open(&path).unwrap();
@@ -39,7 +39,7 @@ fn a_result_is_kept_by_a_run_that_was_asked_to_end() {
 }
 
 #[test]
-fn a_run_that_is_asked_to_end_asks_the_processor_no_more() {
+fn a_cancelled_run_does_not_call_the_processor_again() {
     let (_directory, store) = store();
     store.submit(&draft("the machine fails it")).unwrap();
     let cancellation = Cancellation::default();
@@ -57,11 +57,11 @@ fn a_run_that_is_asked_to_end_asks_the_processor_no_more() {
 }
 
 #[test]
-fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
-    let bench = bench();
+fn a_panic_ends_the_run_and_its_claims_are_recovered() {
+    let timed = timed_store();
     let texts: Vec<String> = (0..500).map(|number| number.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let drafts = bench.submit(&texts);
+    let drafts = timed.submit(&texts);
     let judge = || {
         judged_by(|draft: &Draft| {
             assert_ne!(draft.raw_text(), "20", "the processor's own fault");
@@ -69,45 +69,45 @@ fn a_panic_ends_the_run_and_the_draft_goes_back_though_the_runner_is_kept() {
             accept(draft)
         })
     };
-    let runner = bench.runner();
+    let runner = timed.runner();
     for workers in [1, 3] {
         let mut judges: Vec<_> = (0..workers).map(|_| judge()).collect();
-        let run = || runner.run(&mut judges, bench.clock.now());
+        let run = || runner.run(&mut judges, timed.clock.now());
         std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
-        let in_hand = bench.store.list(DraftState::Processing).unwrap();
+        let in_hand = timed.store.list(DraftState::Processing).unwrap();
         assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
-        assert!(!bench.store.list(DraftState::Pending).unwrap().is_empty());
+        assert!(!timed.store.list(DraftState::Pending).unwrap().is_empty());
         // The panic is the draft's error, and that of no other draft.
-        let (record, ..) = bench.store.inspect(drafts[20].id()).unwrap();
+        let (record, ..) = timed.store.inspect(drafts[20].id()).unwrap();
         assert_eq!(record.last_error_class.as_deref(), Some("panic"));
         assert_eq!(record.owner, None);
-        bench.pass(Duration::from_secs(60));
-        let recovery = bench.store.recover(bench.clock.now() - Duration::from_secs(60)).unwrap();
+        timed.pass(Duration::from_secs(60));
+        let recovery = timed.store.recover(timed.clock.now() - Duration::from_secs(60)).unwrap();
         assert_eq!(recovery.to_pending.len(), 1);
-        bench.pass(Duration::from_secs(3600));
+        timed.pass(Duration::from_secs(3600));
     }
-    assert!(runner.run_one(&mut judged_by(accept), bench.clock.now()).stopped_by.is_none());
-    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 500);
+    assert!(runner.run_one(&mut judged_by(accept), timed.clock.now()).stopped_by.is_none());
+    assert_eq!(timed.store.list(DraftState::Accepted).unwrap().len(), 500);
 }
 
 #[test]
 fn a_panic_of_the_observer_ends_the_run() {
-    let bench = bench();
-    bench.submit(&["1", "2", "3"]);
-    let runner = bench.runner().observer(|summary| assert_eq!(summary.done(), 0));
+    let timed = timed_store();
+    timed.submit(&["1", "2", "3"]);
+    let runner = timed.runner().observer(|summary| assert_eq!(summary.done(), 0));
     let mut judges = [judged_by(accept), judged_by(accept)];
-    let run = || runner.run(&mut judges, bench.clock.now());
+    let run = || runner.run(&mut judges, timed.clock.now());
     std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
     // What was claimed goes back, and the rest is still there.
-    bench.run(&mut judged_by(accept));
-    assert_eq!(bench.store.list(DraftState::Accepted).unwrap().len(), 3);
+    timed.run(&mut judged_by(accept));
+    assert_eq!(timed.store.list(DraftState::Accepted).unwrap().len(), 3);
 }
 
 #[test]
-fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
-    let bench = bench();
-    let drafts = bench.submit(&["taken away", "pending"]);
-    let outside = rusqlite::Connection::open(bench.store.path()).unwrap();
+fn an_error_after_a_lost_claim_ends_run_once() {
+    let timed = timed_store();
+    let drafts = timed.submit(&["taken away", "pending"]);
+    let outside = rusqlite::Connection::open(timed.store.path()).unwrap();
     let mut judge = judged_by(|draft: &Draft| {
         // An operator puts it back by hand.
         let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
@@ -115,9 +115,9 @@ fn an_error_about_a_draft_that_was_lost_ends_run_once_too() {
         outside.execute(sql, [draft.id().to_hex()]).unwrap();
         err(draft)
     });
-    let runner = bench.runner().stop_at_error(true);
-    let report = runner.run_one(&mut judge, bench.clock.now());
+    let runner = timed.runner().stop_at_error(true);
+    let report = runner.run_one(&mut judge, timed.clock.now());
     assert_eq!((report.summary.lost_claims, report.summary.errors), (1, 0));
     assert!(matches!(report.stopped_by, Some(LibrarianError::LlmInvocationFailed { .. })));
-    assert_eq!(bench.state(&drafts[0]), DraftState::Pending);
+    assert_eq!(timed.state(&drafts[0]), DraftState::Pending);
 }

@@ -36,7 +36,7 @@ const KINDS: [&str; 5] =
     ["a link to nothing", "a link to a file", "a hard link", "a FIFO", "a directory"];
 
 #[test]
-fn a_wakeup_file_or_a_lock_that_is_something_else_is_refused_and_left_alone() {
+fn a_wrong_kind_of_wakeup_or_lock_file_is_refused_and_unchanged() {
     for kind in KINDS {
         for name in ["wakeup", "0123456789abcdef.lock"] {
             let (place, db) = inbox();
@@ -56,7 +56,7 @@ fn a_wakeup_file_or_a_lock_that_is_something_else_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_runners_directory_that_is_something_else_is_refused_and_left_alone() {
+fn a_wrong_kind_of_runners_directory_is_refused_and_unchanged() {
     for kind in ["a link to nothing", "a link to a file", "a link to a directory", "a FIFO"] {
         let (place, db) = inbox();
         let victim = place.path().join("victim");
@@ -80,7 +80,7 @@ fn a_runners_directory_that_is_something_else_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_lock_that_was_swapped_steals_no_claim_and_deletes_nothing() {
+fn a_swapped_lock_file_recovers_no_claim_and_deletes_nothing() {
     for kind in KINDS {
         let (place, store) = store();
         store.submit(&draft("in hand")).unwrap();
@@ -106,7 +106,7 @@ fn a_lock_that_was_swapped_steals_no_claim_and_deletes_nothing() {
 
 /// A runners directory that turns into a link while the store is open.
 #[test]
-fn a_runners_directory_that_is_swapped_for_a_link_gets_nothing_deleted() {
+fn nothing_is_deleted_through_a_link_in_place_of_the_runners_directory() {
     let (place, store) = store();
     store.submit(&draft("in hand")).unwrap();
     let runner = store.register_runner("test").unwrap();

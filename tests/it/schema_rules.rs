@@ -173,7 +173,7 @@ fn each_check_refuses_by_itself() {
 
 /// What each CHECK must let through, so that none of them refuses too much.
 #[test]
-fn the_ends_of_each_range_are_let_through() {
+fn the_ends_of_each_range_are_accepted() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let connection = Connection::open(store.path()).unwrap();
@@ -240,7 +240,7 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
 
 /// What the history keeps of each move: its note, who decided, and the output that it replaced.
 #[test]
-fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
+fn each_event_keeps_the_new_note_and_the_replaced_output() {
     let (_directory, store) = store();
     let draft = draft("a");
     store.submit(&draft).unwrap();
@@ -333,7 +333,7 @@ fn a_deletion_leaves_the_events_of_other_drafts() {
 /// The same id is the same draft, however it is inserted: also where SQLite would replace the row,
 /// which fires no trigger.
 #[test]
-fn an_id_that_is_there_is_passed_over() {
+fn inserting_an_existing_id_changes_nothing() {
     let (_directory, store) = store();
     let there = draft("there");
     store.submit(&there).unwrap();
@@ -352,7 +352,7 @@ fn an_id_that_is_there_is_passed_over() {
 }
 
 #[test]
-fn a_submission_by_hand_may_name_what_it_replaces() {
+fn a_submission_by_hand_may_supersede_a_draft() {
     let (_directory, store) = store();
     let sql = Connection::open(store.path()).unwrap();
     sql.execute(
@@ -367,7 +367,7 @@ fn a_submission_by_hand_may_name_what_it_replaces() {
 
 /// The last event, and the event of the last draft, stay: from them the next numbers follow.
 #[test]
-fn the_events_that_numbers_follow_from_stay() {
+fn the_events_that_the_next_numbers_follow_from_stay() {
     let (_directory, store) = store();
     for text in ["one", "two"] {
         let draft = draft(text);

@@ -159,7 +159,7 @@ fn every_filter_selects() {
 }
 
 #[test]
-fn a_requeue_redoes_an_outage_and_nothing_else() {
+fn a_requeue_by_filters_changes_only_selected_drafts() {
     let sandbox = Sandbox::new();
     let outage = exhausted(&sandbox, "outage", "exit 3");
     let also = exhausted(&sandbox, "outage as well", "exit 4");
@@ -256,7 +256,7 @@ fn a_requeue_by_filters_asks_on_a_terminal() {
 }
 
 #[test]
-fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_is_selected_still() {
+fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_still_matches() {
     let sandbox = Sandbox::new();
     for text in ["moved", "not moved"] {
         sandbox.submit(text);
@@ -295,7 +295,7 @@ fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_is_selected_still() {
 }
 
 #[test]
-fn a_requeue_is_completed_when_nobody_reads_the_answers() {
+fn a_requeue_completes_although_its_output_is_closed() {
     let sandbox = Sandbox::new();
     let lines: String = (0..1_200).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
     sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
@@ -383,13 +383,13 @@ fn little_memory(drafts: usize) {
 }
 
 #[test]
-fn many_drafts_are_listed_and_requeued_in_little_memory() {
+fn listing_and_requeueing_many_drafts_needs_little_memory() {
     little_memory(5_000);
 }
 
 /// `cargo test --release --test it -- --ignored selection`
 #[test]
 #[ignore = "takes a minute and a gigabyte; its size is set by DRAFTQ_TEST_SELECTION"]
-fn many_drafts_are_listed_and_requeued_in_little_memory_long() {
+fn listing_and_requeueing_many_drafts_needs_little_memory_long() {
     little_memory(usize::try_from(setting("DRAFTQ_TEST_SELECTION", 100_000)).unwrap());
 }

@@ -77,7 +77,7 @@ const ENDING: [(Signal, i32); 4] =
     [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)];
 
 #[test]
-fn the_first_signal_finishes_the_draft_in_hand() {
+fn the_first_signal_lets_the_current_draft_finish() {
     for (command, expected) in [("run", 0), ("watch", 0)] {
         for (signal, _) in ENDING {
             let sandbox = Sandbox::new();

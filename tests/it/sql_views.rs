@@ -13,7 +13,7 @@ fn is_iso8601(text: &str) -> bool {
 }
 
 #[test]
-fn the_views_are_for_people() {
+fn the_views_show_readable_values() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     for (number, state) in DraftState::ALL.into_iter().enumerate() {

@@ -31,7 +31,7 @@ fn a_second_link_is_refused_under_both_names() {
 }
 
 #[test]
-fn without_statx_the_link_count_tells() {
+fn a_second_link_is_refused_without_statx() {
     if !have("strace") {
         return;
     }
@@ -49,7 +49,7 @@ fn without_statx_the_link_count_tells() {
 }
 
 #[test]
-fn a_second_link_to_what_lies_beside_it_is_refused() {
+fn a_second_link_to_a_file_beside_it_is_refused() {
     for suffix in ["-wal", "-shm", "-journal"] {
         let (place, store) = store();
         store.submit(&draft("one")).unwrap();
@@ -70,7 +70,7 @@ fn a_second_link_to_what_lies_beside_it_is_refused() {
 }
 
 #[test]
-fn a_link_that_is_made_later_ends_a_run_and_a_watch() {
+fn a_link_that_is_created_later_ends_a_run_and_a_watch() {
     let (place, store) = store();
     store.submit(&draft("one")).unwrap();
     let runner = Runner::new(&store, "test");

@@ -50,7 +50,7 @@ fn a_group_of_threads_fails_within_one_timeout() {
 }
 
 #[test]
-fn a_follower_that_came_late_waits_for_its_own_time() {
+fn a_late_follower_has_its_own_timeout() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::from_secs(3));
     let holder = hold(&first);
@@ -66,7 +66,7 @@ fn a_follower_that_came_late_waits_for_its_own_time() {
 }
 
 #[test]
-fn a_wait_outlasts_the_timeout_while_others_make_progress() {
+fn a_wait_continues_while_others_make_progress() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::from_millis(1_500));
     let holder = hold(&first);
@@ -90,7 +90,7 @@ fn a_wait_outlasts_the_timeout_while_others_make_progress() {
 }
 
 #[test]
-fn a_timeout_of_zero_fails_at_once_and_works_without_others() {
+fn a_timeout_of_zero_fails_at_once_if_the_lock_is_held() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::ZERO);
     assert!(store.submit(&draft("alone")).unwrap().created);
@@ -123,7 +123,7 @@ impl DraftProcessor for Locks {
 }
 
 #[test]
-fn a_decision_is_kept_while_the_database_is_busy_whatever_the_timeout() {
+fn a_decision_is_kept_while_the_database_is_busy() {
     let (_directory, first) = store();
     let id = first.submit(&draft("decided")).unwrap().id;
     let store = reopened(&first, Duration::ZERO);

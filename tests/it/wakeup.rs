@@ -33,7 +33,7 @@ impl Wakeup {
 }
 
 #[test]
-fn what_comes_in_is_told() {
+fn a_submit_notifies_waiting_runners() {
     let (_directory, store) = store();
     let wakeup = Wakeup::of(&store);
     assert!(!wakeup.told());
@@ -59,7 +59,7 @@ fn what_comes_in_is_told() {
 }
 
 #[test]
-fn what_is_given_back_is_told() {
+fn a_release_notifies_waiting_runners() {
     let (_directory, store) = store();
     let wakeup = Wakeup::of(&store);
     store.submit(&draft("one")).unwrap();
@@ -88,7 +88,7 @@ fn what_is_given_back_is_told() {
 }
 
 #[test]
-fn what_was_claimed_ahead_and_is_given_back_is_told() {
+fn a_release_of_drafts_claimed_ahead_notifies_waiting_runners() {
     // A slow machine may claim nothing ahead; then another try is made.
     for _ in 0..20 {
         let (_directory, store) = store();

@@ -60,7 +60,7 @@ fn watch(sandbox: &Sandbox, script: &str) -> Watch {
 }
 
 #[test]
-fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
+fn a_new_draft_wakes_the_watch() {
     let sandbox = Sandbox::new();
     let first = sandbox.submit("before it begins");
     let watch = watch(&sandbox, r#"echo '{"decision":"accepted"}'"#);
@@ -93,7 +93,7 @@ fn a_delayed_draft_is_processed_when_it_is_due() {
 }
 
 #[test]
-fn looks_are_counted_and_what_did_nothing_is_not_printed() {
+fn iterations_are_counted_and_idle_ones_are_not_printed() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     let options = ["watch", "--iterations", "3", "--poll-secs", "1", "--exit-code", "--", "true"];
@@ -123,7 +123,7 @@ fn a_line_lists_a_thousand_drafts_and_counts_the_rest() {
 }
 
 #[test]
-fn an_error_is_logged_and_not_met_again_at_once() {
+fn after_an_error_the_watch_waits() {
     let sandbox = Sandbox::new();
     sandbox.submit("due");
     let script = r#"echo '{"decision":"deferred","retry_after_secs":0.001}'"#;
@@ -153,7 +153,7 @@ fn an_error_is_logged_and_not_met_again_at_once() {
 }
 
 #[test]
-fn a_wait_can_be_as_long_as_one_likes() {
+fn a_wait_may_be_very_long() {
     let sandbox = Sandbox::new();
     let most = u64::MAX.to_string();
     let options = ["watch", "--poll-secs", &most, "--grace-secs", &most, "--defer"];
@@ -165,7 +165,7 @@ fn a_wait_can_be_as_long_as_one_likes() {
 
 /// Without it a watch whose processor is never ready would ask it again all the time.
 #[test]
-fn a_draft_that_is_deferred_again_and_again_waits_longer_each_time() {
+fn repeated_deferrals_wait_longer_each_time() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("never ready");
     let sql = Connection::open(sandbox.db()).unwrap();

@@ -10,14 +10,14 @@ use draftq::{
     LibrarianError, Outcome,
 };
 
-use crate::harness::{accept, bench, draft, judged_by, seed, setting};
+use crate::harness::{accept, draft, judged_by, seed, setting, timed_store};
 
 #[test]
-fn workers_share_one_limit_and_no_draft() {
-    let bench = bench();
+fn workers_share_the_limit_and_process_each_draft_once() {
+    let timed = timed_store();
     let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    bench.submit(&texts);
+    timed.submit(&texts);
     let seen: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
     let busy = Arc::new(AtomicUsize::new(0));
     let mut workers: Vec<_> = (0..4)
@@ -31,8 +31,8 @@ fn workers_share_one_limit_and_no_draft() {
             })
         })
         .collect();
-    let runner = bench.runner().limit(70);
-    let summary = runner.run(&mut workers, bench.clock.now()).into_result().unwrap();
+    let runner = timed.runner().limit(70);
+    let summary = runner.run(&mut workers, timed.clock.now()).into_result().unwrap();
     assert_eq!((summary.pending_seen, summary.claimed, summary.deferred), (100, 70, 70));
     assert_eq!(summary.items.len(), 70);
     assert_eq!(busy.load(Ordering::SeqCst), 70);
@@ -46,15 +46,15 @@ fn workers_share_one_limit_and_no_draft() {
 /// Runs with whatever jobs, paces, holds, errors, limits and cancellations: the summary adds up,
 /// and the store holds what it says.
 #[test]
-fn the_summary_says_what_the_store_holds() {
+fn the_summary_agrees_with_the_store() {
     let seed = seed();
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     for round in 0..setting("DRAFTQ_TEST_RUNS", 25) {
-        let bench = bench();
+        let timed = timed_store();
         let number = random.usize(1..80);
         let drafts: Vec<Draft> = (0..number).map(|number| draft(&number.to_string())).collect();
-        bench.store.submit_many(&drafts).unwrap();
+        timed.store.submit_many(&drafts).unwrap();
 
         let (slow, holding) = (random.u32(0..30), random.bool());
         let judge = |mut random: fastrand::Rng| {
@@ -80,7 +80,7 @@ fn the_summary_says_what_the_store_holds() {
         let stops = random.u32(0..5) == 0;
         let cancels = random.u32(0..3) == 0;
         let cancellation = Cancellation::default();
-        let runner = bench.runner().limit(limit).stop_at_error(stops);
+        let runner = timed.runner().limit(limit).stop_at_error(stops);
         let runner = runner.cancellation(cancellation.clone());
         let report = std::thread::scope(|scope| {
             if cancels {
@@ -90,7 +90,7 @@ fn the_summary_says_what_the_store_holds() {
                     cancellation.cancel();
                 });
             }
-            runner.run(&mut judges, bench.clock.now())
+            runner.run(&mut judges, timed.clock.now())
         });
 
         let summary = &report.summary;
@@ -104,7 +104,7 @@ fn the_summary_says_what_the_store_holds() {
             assert_eq!(summary.claimed, number.min(limit), "{told}");
         }
         let held: (usize, usize, usize, usize, usize, usize, usize) =
-            rusqlite::Connection::open(bench.store.path())
+            rusqlite::Connection::open(timed.store.path())
                 .unwrap()
                 .query_row(
                     "SELECT sum(claims), sum(claims > 1), sum(owner IS NOT NULL), sum(defers),
@@ -120,49 +120,49 @@ fn the_summary_says_what_the_store_holds() {
 }
 
 #[test]
-fn what_comes_in_during_a_run_is_left_for_the_next() {
-    let bench = bench();
-    bench.submit(&["a", "b"]);
-    let store = bench.store.clone();
+fn drafts_submitted_during_a_run_are_left_for_the_next() {
+    let timed = timed_store();
+    timed.submit(&["a", "b"]);
+    let store = timed.store.clone();
     let mut late = 0;
-    let summary = bench.run(&mut judged_by(|draft: &Draft| {
+    let summary = timed.run(&mut judged_by(|draft: &Draft| {
         late += 1;
         store.submit(&crate::harness::draft(&format!("late {late}"))).unwrap();
         accept(draft)
     }));
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 2, 2));
-    assert_eq!(bench.store.list(DraftState::Pending).unwrap().len(), 2);
+    assert_eq!(timed.store.list(DraftState::Pending).unwrap().len(), 2);
 }
 
 #[test]
-fn drafts_that_another_runner_took_are_misses() {
-    let bench = bench();
-    let drafts = bench.submit(&["a", "b", "c"]);
-    let other = bench.store.register_runner("other").unwrap();
+fn drafts_that_another_runner_claimed_are_misses() {
+    let timed = timed_store();
+    let drafts = timed.submit(&["a", "b", "c"]);
+    let other = timed.store.register_runner("other").unwrap();
     let mut taken = None;
-    let summary = bench.run(&mut judged_by(|draft: &Draft| {
+    let summary = timed.run(&mut judged_by(|draft: &Draft| {
         if taken.is_none() {
-            let mut snapshot = bench.store.pending_snapshot().unwrap();
-            taken = bench.store.claim_next(&other, &mut snapshot).unwrap();
+            let mut snapshot = timed.store.pending_snapshot().unwrap();
+            taken = timed.store.claim_next(&other, &mut snapshot).unwrap();
         }
         accept(draft)
     }));
     assert_eq!((summary.pending_seen, summary.claimed, summary.claim_misses), (3, 2, 1));
     let Some(Claimed::Draft(claim)) = taken else { panic!("nothing was taken") };
     assert_eq!(claim.draft(), &drafts[1]);
-    bench.store.finish(*claim, &DraftProcessingDecision::Skipped.into()).unwrap();
-    assert_eq!(bench.state(&drafts[1]), DraftState::Skipped);
+    timed.store.finish(*claim, &DraftProcessingDecision::Skipped.into()).unwrap();
+    assert_eq!(timed.state(&drafts[1]), DraftState::Skipped);
 }
 
 #[test]
-fn a_runner_tells_how_far_it_is() {
-    let bench = bench();
-    bench.submit(&["a", "b", "c"]);
+fn a_runner_reports_its_progress() {
+    let timed = timed_store();
+    timed.submit(&["a", "b", "c"]);
     let told: Arc<Mutex<Vec<(usize, usize)>>> = Arc::default();
     let hears = Arc::clone(&told);
-    let runner = bench.runner().observer(move |summary| {
+    let runner = timed.runner().observer(move |summary| {
         hears.lock().unwrap().push((summary.done(), summary.pending_seen));
     });
-    runner.run_one(&mut judged_by(accept), bench.clock.now()).into_result().unwrap();
+    runner.run_one(&mut judged_by(accept), timed.clock.now()).into_result().unwrap();
     assert_eq!(*told.lock().unwrap(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }

@@ -109,7 +109,7 @@ fn exit_code_0_without_an_answer_is_an_error_and_75_defers() {
 }
 
 #[test]
-fn the_exit_code_alone_decides_where_that_was_asked_for() {
+fn the_exit_code_alone_can_decide() {
     let quarantined = r#"echo '{"decision":"quarantined"}'"#;
     for (script, expected) in [
         ("exit 0", Ok(DraftProcessingDecision::Accepted)),
@@ -178,7 +178,7 @@ fn a_program_that_is_unavailable_is_no_fault_of_the_draft() {
 
 /// Outputs by which a program may mean "quarantined" without answering it.
 #[test]
-fn what_is_not_a_valid_answer_is_never_accepted() {
+fn an_invalid_answer_is_never_accepted() {
     let object = r#"{"decision":"quarantined"}"#;
     for (shape, printed, why) in [
         ("nothing", String::new(), "nothing was printed"),
@@ -231,7 +231,7 @@ fn what_is_not_a_valid_answer_is_never_accepted() {
 }
 
 #[test]
-fn signals_are_told_by_number_and_name() {
+fn the_error_names_the_signal() {
     for (name, number) in
         [("HUP", 1), ("INT", 2), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)]
     {
@@ -265,7 +265,7 @@ fn the_text_is_on_standard_input_alone() {
 }
 
 #[test]
-fn arguments_go_as_they_are() {
+fn arguments_are_passed_unchanged() {
     let args = ["-c", r#"[ "$0|$1|$2" = 'a b|$HOME;*|' ]"#, "a b", "$HOME;*", ""];
     let args = args.map(OsString::from).to_vec();
     let mut processor = CommandProcessor::new("sh".as_ref(), args).unwrap().decide_by_exit_code();
@@ -273,7 +273,7 @@ fn arguments_go_as_they_are() {
 }
 
 #[test]
-fn a_program_need_not_read() {
+fn a_program_need_not_read_its_input() {
     let text = "x".repeat(5_000_000);
     for script in ["true", "exec <&-; sleep 0.05", "head -c 100 >/dev/null", "sleep 0.05"] {
         let script = format!("{script}; {ACCEPT}");
@@ -291,7 +291,7 @@ fn a_program_may_answer_at_length_before_it_reads() {
 }
 
 #[test]
-fn output_has_a_cap() {
+fn the_output_has_a_limit() {
     let answer = "\n{\"decision\":\"accepted\"}\n";
     let print = |bytes| {
         let bytes = bytes - answer.len();
@@ -339,7 +339,7 @@ fn a_time_limit_may_be_beyond_the_clock() {
 }
 
 #[test]
-fn a_child_that_keeps_the_pipes_is_not_waited_for() {
+fn a_child_that_holds_the_pipes_does_not_block() {
     let start = Instant::now();
     let outcome = ask(r#"sleep 1000 & printf '{"decision":"skipped","note":"%d"}' $$"#).unwrap();
     assert!(start.elapsed() < SOON);
@@ -355,13 +355,13 @@ fn a_child_that_keeps_the_pipes_is_not_waited_for() {
 }
 
 #[test]
-fn a_child_that_keeps_no_pipe_is_killed_too() {
+fn a_child_without_pipes_is_killed() {
     let script = r#"sleep 1000 >/dev/null 2>&1 & printf '{"decision":"skipped","note":"%d"}' $$"#;
     assert_gone(ask(script).unwrap().note().unwrap());
 }
 
 #[test]
-fn a_child_in_another_group_holds_nothing_up() {
+fn a_child_in_another_group_does_not_block() {
     let script = r#"setsid sleep 300 & printf '{"decision":"skipped","note":"%d"}' $!"#;
     let outcome = ask(script).unwrap();
     let pid = outcome.note().unwrap().parse().ok().and_then(Pid::from_raw).unwrap();
@@ -381,7 +381,7 @@ fn an_answer_that_breaks_the_rules_is_an_error_without_a_quote() {
 }
 
 #[test]
-fn a_program_is_looked_up_at_once() {
+fn a_program_is_found_when_the_processor_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");
     let kind = |program: &Path| match CommandProcessor::new(program.as_os_str(), Vec::new()) {
@@ -482,7 +482,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
 }
 
 #[test]
-fn a_guard_is_told_of_each_start_and_end() {
+fn the_guard_is_informed_of_each_start_and_end() {
     let registry = new_registry();
     let mut processor = sh(r#"printf '{"decision":"accepted","note":"%d"}' $$"#);
     processor.registry = registry;
@@ -560,7 +560,7 @@ fn all_programs_can_be_killed_at_once() {
 }
 
 #[test]
-fn many_threads_can_ask_at_once() {
+fn many_threads_can_run_programs_at_once() {
     thread::scope(|scope| {
         for n in 0..8 {
             scope.spawn(move || {
