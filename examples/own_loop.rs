@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = env::args_os().nth(1).ok_or("name a database")?;
     let store = DraftStore::open(path)?;
     let cancellation = Cancellation::default();
-    // It listens from here on, so that a draft that is submitted during a run is not missed.
+    // Created before the first run, so that a draft that is submitted during a run is not missed.
     let mut waiter = Waiter::new(&store)?;
     // Held for as long as this process claims drafts: it shows others that the process is alive.
     let runner = store.register_runner(RunnerInfo::new("own_loop").max_errors(3))?;

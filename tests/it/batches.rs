@@ -23,7 +23,7 @@ fn started(sandbox: &Sandbox, args: &[&str]) -> (Child, ChildStdin, BufReader<Ch
     (child, stdin, BufReader::new(stdout))
 }
 
-/// The answers as they come, read all the time: else the two pipes could wait for each other.
+/// The answers, read while the input is written. Otherwise the two pipes could wait for each other.
 fn answers(stdout: BufReader<ChildStdout>) -> Receiver<String> {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
@@ -58,7 +58,7 @@ fn others_can_write_while_a_file_is_read() {
         for number in 0..5000 {
             stdin.write_all(line(round * 5000 + number, 100).as_bytes()).unwrap();
         }
-        // It has not come to the end of its input, and its first batches are stored.
+        // The input has not ended, and the first batches are stored.
         answered.extend((0..1000).map(|_| next(&answers)));
         sandbox.submit(&format!("another's {round}"));
     }
@@ -91,7 +91,7 @@ fn atomic_is_one_transaction() {
         assert_eq!(output.status.code(), Some(code));
         assert_eq!((answers, drafts()), (if code == 0 { 2000 } else { 0 }, expected));
     }
-    // A line that the library and not the envelope refuses.
+    // The library refuses this line, not the envelope parser.
     let long = sandbox.draftq_reading(
         ["submit", "--jsonl=-", "--atomic", "--max-text-bytes=12"],
         lines.as_bytes(),
@@ -108,7 +108,7 @@ fn an_answer_is_printed_after_its_draft_is_stored() {
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
     for more in [&[][..], &["--atomic"]] {
         let (child, mut stdin, stdout) = started(&sandbox, more);
-        // It may end before it has read all of it.
+        // It may end before it has read all of its input.
         let lines: String = (0..500).map(|number| line(number, 10)).collect();
         let _ = stdin.write_all(lines.as_bytes());
         drop(stdin);

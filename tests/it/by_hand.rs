@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use crate::harness::{assert_whole, draft, rows, store};
 use crate::shells::{Shell, bring_to};
 
-/// Everything in the file that a statement could have changed.
+/// Everything in the file that a statement could change.
 fn contents(path: &Path) -> Vec<String> {
     let connection = Connection::open(path).unwrap();
     ["drafts", "draft_texts", "history"]
@@ -41,7 +41,7 @@ fn legal_moves_by_hand_leave_one_event_each_and_others_are_refused() {
             .collect();
         drop(store);
 
-        // Every other column as the target state wants it, so that only the edge is at stake.
+        // All other columns fit the target state, so that only the move can be refused.
         let moves: Vec<_> = drafts
             .iter()
             .map(|(_, to, id)| {
@@ -60,7 +60,7 @@ fn legal_moves_by_hand_leave_one_event_each_and_others_are_refused() {
         let ended = unix_ms(SystemTime::now());
 
         for (((from, to, id), answer), before) in drafts.iter().zip(answers).zip(events_before) {
-            // Without a signature, nobody decides by hand.
+            // A decision by hand needs a signature.
             let legal = (from.runner_may_move_to(*to) && !to.is_terminal())
                 || (from.is_terminal() && *to == DraftState::Pending);
             let events = history_rows(&path, id);
@@ -77,7 +77,7 @@ fn legal_moves_by_hand_leave_one_event_each_and_others_are_refused() {
                 let at: i64 = words[4].parse().unwrap();
                 assert!((begun - 1..=ended + 1).contains(&at), "{at} in {begun}..={ended}");
             } else if from == to {
-                // Not a move: nothing to refuse, nothing to record.
+                // Not a move: there is nothing to refuse or record.
                 assert_eq!(answer, Ok(String::new()), "{shell:?}: {from} to {to}");
                 assert_eq!(events, before);
             } else {
@@ -144,7 +144,7 @@ fn each_move_by_hand_has_its_event() {
     assert_whole(&path);
 }
 
-/// Statements that must change nothing; most of them are refused, and say why.
+/// Statements that must change nothing. Most of them are refused, with this message.
 fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'static str)> {
     const EDIT: &str = "draftq: illegal edit";
     const CONTINUES: &str = "does not continue the draft's history";
@@ -199,7 +199,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             ),
             IDENTITY,
         );
-        // An id that is there is the same draft.
+        // An existing id is the same draft.
         for verb in ["INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT", "REPLACE"] {
             attack(format!("{verb} INTO drafts {columns} VALUES ('{id}', {values}"), SILENT);
             attack(
@@ -217,7 +217,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
                 match verb {
                     "INSERT" => "UNIQUE constraint failed",
                     "INSERT OR IGNORE" => SILENT,
-                    // With recursive triggers the row that it would replace stands up for itself.
+                    // With recursive triggers, the delete trigger of the replaced row refuses.
                     _ => "draftq: illegal",
                 },
             );
@@ -253,7 +253,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
                 attack(format!("UPDATE {or} {table} SET rowid = 99 WHERE {draft} = {seq}"), EDIT);
             }
         }
-        // A state that is none.
+        // An unknown state.
         for state in ["'nonsense'", "'Pending'", "''"] {
             for or in ["", "OR REPLACE"] {
                 attack(
@@ -270,7 +270,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
     attack("DELETE FROM draft_texts".into(), DELETE);
     attack("DELETE FROM history".into(), DELETE);
 
-    // What is laid down in advance, or where nothing can follow it.
+    // Rows in advance, or with the last possible number.
     attack("INSERT INTO draft_texts (seq, raw_text) VALUES (99, 'x')".into(), INSERT);
     attack("INSERT INTO draft_texts (raw_text) VALUES ('x')".into(), INSERT);
     for (seq, refusal) in
@@ -292,7 +292,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             if seq.parse::<i64>().unwrap() > 0 { CONTINUES } else { CHECK },
         );
     }
-    // Events of drafts that are not there, or are in another state.
+    // Events of drafts that do not exist, or are in another state.
     for event in ["'submitted', NULL", "'deleted', 'deleted'", "'decided', 'pending'"] {
         for draft in [0, 99] {
             for or in ["", "OR IGNORE", "OR REPLACE"] {
@@ -308,7 +308,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             }
         }
     }
-    // A draft without its text, whatever is to be passed over.
+    // A draft without its text, with any conflict clause.
     for or in ["", "OR IGNORE", "OR FAIL", "OR REPLACE"] {
         for (id, text) in
             [("00000000000000aa", "NULL"), ("00000000000000aa", "' \n'"), ("bad", "'x'")]
@@ -394,13 +394,13 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
         );
     }
 
-    // Unfinished drafts stay; in a statement that takes them along, the finished stay too.
+    // Unfinished drafts are not deleted, nor finished ones by the same statement.
     for id in [pending, processing] {
         attack(format!("DELETE FROM drafts WHERE id = '{id}'"), DELETE);
     }
     attack("DELETE FROM drafts".into(), DELETE);
 
-    // What goes with processing, elsewhere; and the other way round.
+    // Columns of processing in another state, and processing without them.
     for id in [pending, finished] {
         for set in ["claimed_at = 1", "claim_token = randomblob(16)", "owner = 1"] {
             attack(format!("UPDATE drafts SET {set} WHERE id = '{id}'"), CHECK);
@@ -524,12 +524,12 @@ fn a_deleted_draft_leaves_one_event_and_no_seq_is_reused() {
         let refused = shell.ask(&path, "DELETE FROM history WHERE event = 'deleted'").unwrap_err();
         assert!(refused.contains("draftq: illegal delete"), "{shell:?}: {refused}");
         assert_eq!(store.stats().unwrap().drafts, 1, "{shell:?}");
-        // Its seq is not given to another, and neither is its event's.
+        // Neither its seq nor that of its event is reused.
         bring_to(&store, "goes", DraftState::Pending);
         assert_eq!(shell.ask(&path, "SELECT max(seq) FROM drafts").unwrap(), "3", "{shell:?}");
         assert_eq!(shell.ask(&path, "SELECT max(seq) FROM history").unwrap(), "8", "{shell:?}");
         assert_eq!(store.stats().unwrap().drafts, 2, "{shell:?}");
-        // Now that there are later ones, the event may go.
+        // There are later events now, so this one can be deleted.
         shell.ask(&path, "DELETE FROM history WHERE event = 'deleted'").unwrap();
         assert_whole(&path);
     }

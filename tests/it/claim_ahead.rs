@@ -7,7 +7,7 @@ use draftq::{Draft, DraftProcessingDecision, DraftState, Runner};
 
 use crate::harness::{accept, claim, draft, judged_by, store, timed_store};
 
-/// A draft takes long, and what was claimed behind it is left to others.
+/// One draft takes long, and the drafts that were claimed after it are released.
 #[test]
 fn drafts_claimed_ahead_of_a_slow_draft_are_released() {
     let (_directory, store) = store();
@@ -43,7 +43,7 @@ fn a_slow_draft_does_not_block_other_workers() {
             let (number, changed) = &*left;
             let mut number = number.lock().unwrap();
             if draft.raw_text() == "7" {
-                // It takes as long as all the others.
+                // This draft takes as long as all the others together.
                 let limit = Duration::from_secs(20);
                 let (number, _) = changed.wait_timeout_while(number, limit, |it| *it > 0).unwrap();
                 assert_eq!(*number, 0, "drafts that nobody has looked at");
@@ -87,7 +87,7 @@ fn a_draft_that_is_released_during_a_run_is_claimed_again() {
     assert_eq!(summary.claim_misses, 0);
 }
 
-/// A decision that is made waits for others to share its commit, but a few milliseconds only,
+/// A result waits for others to share its commit, but only for a few milliseconds,
 /// however long the next draft takes.
 #[test]
 fn a_decision_does_not_wait_for_the_next_draft() {
@@ -99,7 +99,7 @@ fn a_decision_does_not_wait_for_the_next_draft() {
             let drafts = timed.submit(&texts.iter().map(String::as_str).collect::<Vec<_>>());
             let mut waited = Duration::ZERO;
             timed.run(&mut judged_by(|draft: &Draft| {
-                // By then several drafts are claimed at once.
+                // By now several drafts are claimed at once.
                 if draft.raw_text() == "15" {
                     let begun = Instant::now();
                     while timed.state(&drafts[14]) != DraftState::Accepted {
@@ -113,6 +113,6 @@ fn a_decision_does_not_wait_for_the_next_draft() {
         })
         .min()
         .unwrap();
-    // 5 ms are promised. Of ten tries, one has an undisturbed moment.
+    // 5 ms are promised. At least one of ten tries is not disturbed by other work.
     assert!(shortest < Duration::from_millis(100), "{shortest:?}");
 }

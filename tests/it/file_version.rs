@@ -8,7 +8,7 @@ use draftq::{
     DraftSourceSurface, DraftState, DraftStore, LibrarianError, run_once,
 };
 
-/// Seed-style: `process` alone, errors from `?` on I/O and JSON, fields and names as they were.
+/// As in the file version: `process` alone, errors from `?` on I/O and JSON, the same names.
 struct TextMatchingProcessor {
     seen: Vec<String>,
 }
@@ -138,7 +138,7 @@ fn a_processors_error_ends_run_once_and_leaves_the_draft_in_processing() {
         );
         assert_eq!(store.load(DraftState::Processing, draft.id()).unwrap(), draft);
 
-        // Nobody holds it, and age alone brings it back.
+        // No runner holds it, so that only age recovers it.
         let summary = run_once(&store, &mut matching(), now, Duration::from_secs(900)).unwrap();
         assert_eq!(summary.recovered_processing, 0);
         let later = SystemTime::now() + Duration::from_secs(901);

@@ -19,7 +19,7 @@ pub fn draftq_behind(wrapper: &[&str], path: &Path, arguments: &[&str]) -> Comma
     command
 }
 
-/// Every file and directory from here down: mode, and bytes if it is a file.
+/// Every file and directory below this path: its mode, and the bytes of a file.
 pub fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in walkdir::WalkDir::new(directory).min_depth(1) {

@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use crate::files::{beside, draftq_behind, tree};
 use crate::harness::{assert_whole, close, draft, seed, setting, store};
 
-/// The file is refused, by the library and by the command, and nothing is changed, made or left.
+/// The library and the command refuse the file, and nothing is changed or created.
 fn assert_refused(path: &Path, what: &str) {
     let directory = path.parent().unwrap();
     let before = tree(directory);
@@ -46,14 +46,14 @@ fn assert_unchanged(directory: &Path, before: &BTreeMap<PathBuf, (u32, Vec<u8>)>
     let names = |tree: &BTreeMap<PathBuf, _>| tree.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&after), names(before), "{what}: litter, or a file gone");
     for (path, contents) in before {
-        // The -shm is no content: SQLite keeps its locks' shadows there.
+        // The -shm holds no content, only SQLite's index and locks.
         if path.extension() != Some(OsStr::new("db-shm")) {
             assert!(after[path] == *contents, "{what}: {} was changed", path.display());
         }
     }
 }
 
-/// Copy a database as a crash would leave it: the file and all that lies beside it.
+/// Copy a database as a crash leaves it: the file and all files beside it.
 fn crash_copy(from: &Path, to: &Path) {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         if beside(from, suffix).exists() {
@@ -119,14 +119,14 @@ fn a_database_of_another_program_is_not_changed() {
     crash_copy(&work, &path);
     assert!(fs::metadata(beside(&path, "-journal")).unwrap().len() > 0);
     assert_refused(&path, "a foreign database with a hot journal");
-    // As well where the file was not yet as long as its header says.
+    // Also if the file is shorter than its header says.
     let torn = fresh("torn");
     crash_copy(&path, &torn);
     let file = fs::OpenOptions::new().write(true).open(&torn).unwrap();
     file.set_len(8192).unwrap();
     assert_refused(&torn, "a torn foreign database with a hot journal");
     drop(connection);
-    // The journal was hot indeed: SQLite itself takes it back.
+    // It was a hot journal: SQLite itself rolls it back.
     let connection = Connection::open(&path).unwrap();
     let rows: i64 =
         connection.query_row("SELECT count(*) FROM theirs", [], |row| row.get(0)).unwrap();
@@ -156,7 +156,7 @@ fn a_database_of_another_version_is_not_changed() {
         close(store);
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", version).unwrap();
-        // In the WAL alone, as a newer draftq that was killed would leave it.
+        // Only in the WAL, as a killed newer draftq leaves it.
         let place = directory.path().join("crashed");
         fs::create_dir(&place).unwrap();
         crash_copy(&path, &place.join("drafts.db"));
@@ -166,7 +166,7 @@ fn a_database_of_another_version_is_not_changed() {
         fs::remove_dir_all(&place).unwrap();
         assert_refused(&path, &format!("version {version}"));
     }
-    // And one that is ours, by its number, of a program that is not.
+    // And one of another program, with our version number.
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     close(store);
@@ -179,7 +179,7 @@ fn a_database_of_another_version_is_not_changed() {
 #[test]
 fn an_interrupted_first_start_is_repeated() {
     let directory = tempfile::tempdir().unwrap();
-    // As SQLite leaves it: the file half written, and a journal that says it was empty before.
+    // As SQLite leaves it: a half-written file, and a journal of an empty file.
     let work = directory.path().join("work.db");
     let connection = Connection::open(&work).unwrap();
     connection.execute_batch("PRAGMA cache_size = 2; PRAGMA cache_spill = 2; BEGIN;").unwrap();
@@ -197,7 +197,7 @@ fn an_interrupted_first_start_is_repeated() {
             None => assert!(file.metadata().unwrap().len() > 4096, "it has spilled"),
         }
         drop(file);
-        // Through a link from elsewhere, too: the journal is beside the file, not the link.
+        // Also through a link: the journal is beside the file, not beside the link.
         let elsewhere = directory.path().join("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
         symlink(&path, elsewhere.join("link.db")).unwrap();
@@ -217,7 +217,7 @@ fn an_interrupted_first_start_is_repeated() {
     assert_whole(&path);
 }
 
-/// What one may ask of a store that is damaged: anything but a panic.
+/// Every call on a damaged store may fail, but must not panic.
 fn use_damaged(path: &Path) -> Result<(), LibrarianError> {
     let store = DraftStore::open(path)?;
     let mut first = Ok(());
@@ -286,7 +286,7 @@ fn damage(mutants: u64) {
     close(store);
     let sound = fs::read(directory.path().join("drafts.db")).unwrap();
 
-    // In a thread of its own, so that one that hangs is told from one that is slow.
+    // In a thread of its own, so that a hang is noticed.
     let (tell, told) = mpsc::channel();
     let bytes = sound.len();
     let worker = std::thread::spawn(move || {

@@ -25,7 +25,7 @@ pub fn draft(text: &str) -> Draft {
     Draft::with_metadata(text.to_owned(), DraftMetadata::new(DraftSourceSurface::Cli, now))
 }
 
-/// A store in a directory that goes away with the first of the two.
+/// A store in a temporary directory, which is removed when the first value is dropped.
 pub fn store() -> (tempfile::TempDir, DraftStore) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
@@ -94,7 +94,7 @@ pub fn seed() -> u64 {
     setting("DRAFTQ_TEST_SEED", fastrand::u64(..1 << 48))
 }
 
-/// What a statement gives, a line a row, values separated by `|`.
+/// The rows of a query, one per line, with values separated by `|`.
 pub fn rows(connection: &Connection, sql: &str) -> Result<String, rusqlite::Error> {
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
@@ -150,7 +150,7 @@ pub fn assert_whole(path: &Path) {
     assert_eq!(broken, 0, "rows whose history does not lead to where they are");
 }
 
-/// A machine that has never seen draftq: an empty home, a working directory, nothing else.
+/// An empty home and a working directory.
 pub struct Sandbox {
     directory: TempDir,
 }
@@ -223,7 +223,7 @@ impl Sandbox {
         command
     }
 
-    /// Run it to its end, with nothing to read.
+    /// Run it to its end with empty standard input.
     pub fn draftq<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
         finish(self.command(args), b"")
     }
@@ -308,7 +308,7 @@ pub fn err(_draft: &Draft) -> Result<Outcome, LibrarianError> {
     Err(LibrarianError::LlmInvocationFailed { message: "no model".to_owned() })
 }
 
-/// A store on a clock that stands at an hour past the epoch.
+/// A store with a manual clock, which starts an hour after the epoch.
 pub struct TimedStore {
     pub _directory: tempfile::TempDir,
     pub clock: Clock,

@@ -31,7 +31,7 @@ fn a_short_hold_does_not_end_a_longer_one() {
                 }
                 "short" => {
                     short_begun.store(true, Ordering::SeqCst);
-                    // Not before the long hold is known.
+                    // Only after the long hold is known.
                     while reader.load(DraftState::Accepted, long).is_err() {
                         std::thread::yield_now();
                     }
@@ -51,7 +51,7 @@ fn a_short_hold_does_not_end_a_longer_one() {
     assert!(between >= LONG.as_micros(), "{between} µs");
 }
 
-/// What was claimed ahead waits as well.
+/// Drafts that were claimed ahead wait as well.
 #[test]
 fn a_hold_applies_to_drafts_that_were_claimed_ahead() {
     const HOLD: Duration = Duration::from_millis(300);
@@ -132,13 +132,13 @@ fn a_cancelled_hold_ends_the_run() {
     });
     let runner = timed.runner().cancellation(cancellation);
     let summary = runner.run_one(&mut judge, timed.clock.now()).into_result().unwrap();
-    // The draft in hand is finished, nothing more is claimed.
+    // The current draft is finished, and no other is claimed.
     assert_eq!((summary.pending_seen, summary.claimed, summary.accepted), (2, 1, 1));
     assert_eq!(summary.claim_misses, 0);
     assert_eq!(timed.store.list(DraftState::Processing).unwrap(), []);
 }
 
-/// A hold that no test waits out.
+/// A hold that is longer than any test.
 const LONG_HOLD: Duration = Duration::from_secs(3600);
 
 #[test]
@@ -169,7 +169,7 @@ fn an_error_ends_a_run_during_a_hold() {
                 let outcome = Outcome::new(DraftProcessingDecision::Accepted);
                 return Ok(outcome.with_hold(LONG_HOLD));
             }
-            // The other is holding by then; if it is not, this shows nothing.
+            // The other worker is holding by then; otherwise this shows nothing.
             std::thread::sleep(Duration::from_millis(50));
             err(draft)
         })

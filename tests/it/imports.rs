@@ -69,7 +69,7 @@ fn a_finished_draft_can_be_imported_and_stays_marked() {
         assert_eq!(ask(by), "me", "{shell:?}");
         let kept = "SELECT json_array_length(events) FROM imports WHERE id = '{id}'";
         assert_eq!(ask(kept), "2", "{shell:?}");
-        // It cannot be made to look like one that was submitted here.
+        // It cannot be changed to look like a draft that was submitted here.
         for sql in [
             "UPDATE drafts SET imported_by = NULL WHERE id = '{id}'",
             "UPDATE drafts SET imported_by = 'you' WHERE id = '{id}'",
@@ -80,7 +80,7 @@ fn a_finished_draft_can_be_imported_and_stays_marked() {
             let message = shell.ask(&path, &sql.replace("{id}", &id)).unwrap_err();
             assert!(message.contains("draftq: illegal"), "{shell:?}: {sql}: {message}");
         }
-        // The same draft again is no other, and it lives on like any.
+        // A second import is the same draft, and it can be moved like any other.
         ask(&import("'you'", "failed", "NULL"));
         assert_eq!(ask(by), "me", "{shell:?}");
         store.requeue(&[draft.id()]).unwrap();

@@ -15,7 +15,7 @@ fn threads_that_submit_together_get_their_own_results() {
     const EACH: usize = 60;
     let (directory, _) = store();
     let path = directory.path().join("drafts.db");
-    // Fewer connections than threads: those that follow need none.
+    // Fewer connections than threads, because followers need none.
     let store = DraftStore::options().connections(2).open(&path).unwrap();
     let start = Barrier::new(THREADS);
     let answers: Vec<(Draft, Submission)> = std::thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn threads_that_submit_together_get_their_own_results() {
                     start.wait();
                     (0..EACH)
                         .map(|number| {
-                            // Every third text is one that all the others submit too.
+                            // All threads submit every third text.
                             let draft = match number % 3 {
                                 0 => draft(&format!("shared {number}")),
                                 _ => draft(&format!("{thread} {number}")),
@@ -59,7 +59,7 @@ fn submit_many_stores_all_in_order_or_none() {
     for size in [1, 7, 8, 9, 63, 64, 65, 200] {
         let mut drafts: Vec<Draft> =
             (0..size).map(|number| draft(&format!("{size}: {number}"))).collect();
-        // The same one twice in a call, and one that is there already.
+        // One draft twice in a call, and one that is stored already.
         drafts.push(draft(&format!("{size}: 0")));
         drafts.push(draft("1: 0"));
         let submissions = store.submit_many(&drafts).unwrap();

@@ -1,4 +1,4 @@
-//! `list`, `show`, `stats`, `requeue` and what every command prints: names, order, width, escapes.
+//! The output of `list`, `show`, `stats` and `requeue`: names, order, width, escapes.
 
 use std::process::Stdio;
 
@@ -99,7 +99,7 @@ fn a_list_says_when_it_is_cut_off() {
     let all = sandbox.draftq(["list", "--limit=2500"]);
     assert!(!all.expect(0).out().contains("and more"));
 
-    // A reader that has seen enough is no error.
+    // A reader that closes the pipe is no error.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let head = sandbox.command(["list", "--limit=0"]).stdout(writer).output().unwrap();
@@ -238,7 +238,7 @@ fn requeue_moves_all_named_drafts_or_none() {
     assert_eq!((&shown["state"], &shown["decision"]), (&json!("pending"), &Value::Null));
     assert_eq!(shown["history"][3]["event"], "requeued");
 
-    // It keeps its place: it is processed before the one that never was.
+    // It keeps its place, and is processed before the draft that was never processed.
     let document =
         sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0).json();
     assert_eq!(document["summary"]["items"][0]["id"], ids[0]);
@@ -251,7 +251,7 @@ fn requeue_moves_all_named_drafts_or_none() {
     assert_eq!(sandbox.show(&ids[1])["state"], "accepted");
 }
 
-/// Everything that a terminal might obey, or that turns around what a reader sees.
+/// Every character that a terminal might obey, or that reorders the text.
 fn hostile() -> String {
     let controls = (1..0xa0).filter_map(char::from_u32).filter(|c| c.is_control());
     let bidi = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202e}\u{2066}\u{2069}";
@@ -300,7 +300,7 @@ fn everything_from_a_draft_is_escaped() {
         &["show", &id, "--json"],
         &["stats"],
         &["submit", "--text", &hostile],
-        // What an error repeats of its arguments.
+        // Arguments that an error repeats.
         &[&hostile],
         &["list", &hostile],
         &["list", "--state", &hostile],

@@ -1,5 +1,5 @@
-//! What is the machine's fault is not the draft's: it is given back, a result is kept, and
-//! nothing is charged.
+//! A fault of the machine is not the draft's: the draft is released, a result is kept, and
+//! no error is counted.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 use crate::harness::{Sandbox, draft, finish, judged_by, store, uncharged};
 
-/// Errs as if the machine had no process to spare, so many times, and accepts then.
+/// Fails this many times as if no process could be started, then accepts.
 struct Starved {
     times: usize,
     tried: Arc<AtomicUsize>,
@@ -93,7 +93,7 @@ fn a_run_ends_if_the_machine_stays_unusable() {
     assert_eq!(charged(&store), (0, 0, 0));
 }
 
-/// Accepts, and another writer takes the lock before the result can be stored.
+/// Accepts, but another writer takes the lock before the result can be stored.
 struct Locks {
     path: std::path::PathBuf,
     writer: Arc<Mutex<Option<Connection>>>,
@@ -109,8 +109,8 @@ impl DraftProcessor for Locks {
     }
 }
 
-/// Twelve tries of a busy time-out that is over at once were used up in a moment, and the result
-/// was thrown away.
+/// With a busy time-out of zero, twelve tries were used up in a moment, and the result
+/// was lost.
 #[test]
 fn a_result_is_kept_while_another_process_holds_the_lock() {
     let directory = tempfile::tempdir().unwrap();
@@ -144,7 +144,7 @@ fn a_result_is_kept_while_another_process_holds_the_lock() {
     }
 }
 
-/// More programs at a time than the machine has descriptors for.
+/// More programs than there are descriptors for.
 #[test]
 fn too_few_descriptors_charge_no_draft() {
     let sandbox = Sandbox::new();
@@ -168,11 +168,11 @@ fn too_few_descriptors_charge_no_draft() {
         })
         .unwrap();
     assert_eq!(charged, 0);
-    // Without the limit nothing of this was seen, so the limit was met.
+    // The log shows that the limit was reached.
     assert!(ran.err().contains("a processor cannot work at the moment"), "{}", ran.err());
 }
 
-/// The disk is full when a result is to be stored: it is kept until there is room.
+/// The disk is full when a result is stored: it is kept until there is space.
 #[test]
 fn a_result_is_kept_while_the_disk_is_full() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -191,11 +191,11 @@ fn a_result_is_kept_while_the_disk_is_full() {
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
     std::fs::read(&have).unwrap();
-    // No file of the runner's may grow, or be written beyond its first byte.
+    // None of the runner's files may grow beyond its first byte.
     let old = prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(1), maximum: None });
     let old = old.unwrap();
     std::fs::write(&leave, "leave\n").unwrap();
-    // It says that it could not store the result, and tries again.
+    // It logs that the result could not be stored, and tries again.
     let mut errors = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("could not be stored yet") {
@@ -210,11 +210,11 @@ fn a_result_is_kept_while_the_disk_is_full() {
     assert_eq!((&shown["errors"], &shown["crashes"]), (&0.into(), &0.into()));
 }
 
-/// One worker that the machine fails does not end a run in which another comes to results, for
+/// A worker that fails because of the machine does not end a run in which another gets results, for
 /// however long that is.
 #[test]
 fn a_run_continues_while_one_worker_gets_results() {
-    /// Longer than a run waits if nobody comes to a result.
+    /// Longer than a run waits without any result.
     const FAILS_FOR: Duration = Duration::from_secs(11);
     let (_directory, store) = store();
     let mut drafts = vec![draft("the machine fails it")];

@@ -1,4 +1,4 @@
-//! Drives the real thing: the library on real files, and the built binary.
+//! Tests of the library on real files, and of the built binary.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has failed")]
 #![allow(clippy::print_stdout, reason = "a test says its seed, its figures and what it skipped")]

@@ -20,7 +20,7 @@ const MAX_ERRORS: u64 = 3;
 const NORMAL: i64 = 1_750_000_000_000;
 const MONTH_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
-/// What the store should hold of one draft.
+/// The expected state of one draft.
 #[derive(Debug, Clone)]
 struct Entry {
     /// Its place in the order of submission.
@@ -29,7 +29,7 @@ struct Entry {
     state: DraftState,
     due_at: i64,
     claimed_at: Option<i64>,
-    /// Stands for the token: the number of the claim that holds it.
+    /// In place of the token: the number of the claim that holds it.
     token: Option<u64>,
     owner: Option<i64>,
     claims: u64,
@@ -79,7 +79,7 @@ impl Entry {
         self.record("claimed", DraftState::Pending, now, owner);
     }
 
-    /// Out of processing. The decision and the rest are set before.
+    /// Move it out of processing. The decision and the other fields are set before.
     fn leave(&mut self, to: DraftState, event: &str, now: i64) {
         let owner = self.owner;
         (self.claimed_at, self.token, self.owner) = (None, None, None);
@@ -121,10 +121,10 @@ struct Kept {
     runner: i64,
 }
 
-/// A snapshot of the store's, and what it should be.
+/// A snapshot of the store, and its expected content.
 struct Window {
     snapshot: PendingSnapshot,
-    /// Places among the entries.
+    /// Indexes of entries.
     after: usize,
     until: usize,
     remaining: usize,
@@ -286,7 +286,7 @@ impl World {
         self.places.get(&id).map(|place| &mut self.entries[*place])
     }
 
-    /// What a submission of this draft should say; adds it to the model.
+    /// The expected result of a submission of this draft; adds it to the model.
     fn stage(&mut self, draft: &Draft) -> (DraftId, DraftState, bool) {
         if let Some(entry) = self.entry(draft.id()) {
             return (draft.id(), entry.state, false);
@@ -529,7 +529,7 @@ impl World {
                 entry.claimed_at = Some(now);
                 entry.updated_at = now;
             }
-            // The model's runners end in good order, so no draft is charged for it.
+            // The model's runners end normally, so no draft is charged.
             let owned = entry.owner.is_some();
             match entry.owner {
                 Some(owner) if alive.contains(&owner) => continue,
@@ -546,7 +546,7 @@ impl World {
             to_pending.insert(id);
             entry.leave(DraftState::Pending, "recovered", now);
             if !owned && entry.errors >= 2 {
-                // The delay is random: take over what lies within its bounds.
+                // The delay is random: accept any value within its bounds.
                 let base = (10_000_i64 << (entry.errors - 2).min(20)).min(3_600_000);
                 let due_at = ok(store.inspect(id))?.0.due_at_unix_ms.unwrap_or(0);
                 let low = (now + base * 75 / 100).min(MAX_UNIX_MS);
@@ -758,7 +758,7 @@ fn drafts_metadata() -> DraftMetadata {
 }
 
 fn walk(operations: u64) {
-    /// Operations on one file; then a new one, so that the model's walks through it stay short.
+    /// The number of operations on one file. Then a new file is used, so that the model stays fast.
     const PER_FILE: u64 = 5_000;
     let seed = seed();
     println!("seed {seed}");

@@ -81,7 +81,7 @@ fn an_empty_file_becomes_a_private_store() {
     assert_whole(&path);
 }
 
-/// One schema, and nothing of a second attempt at it.
+/// There is exactly one schema.
 fn assert_one_schema(path: &Path, drafts: i64) {
     let expected: i64 = {
         let connection = Connection::open_in_memory().unwrap();
@@ -127,7 +127,7 @@ fn twenty_processes(rounds: u64) {
     for _ in 0..rounds {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/drafts.db");
-        // Each waits for the end of its input, and all get it at once.
+        // All processes wait for the end of their input, which comes at the same time.
         let wrapper = ["sh", "-c", "read -r line; exec \"$@\"", "sh"];
         let mut children: Vec<Child> = (0..20)
             .map(|_| {

@@ -17,10 +17,10 @@ use crate::users::{
     directory_of, draftq, draftq_as, mode, open_directory, tree, user,
 };
 
-/// Those that write: whoever may read another user's database may look at it.
+/// Those that write. A user may read another user's database.
 const WRITING: &[&[&str]] = COMMANDS.split_at(3).0;
 
-/// Do what the message says between backquotes.
+/// Run the commands between backquotes in the message.
 fn do_as_told(message: &str) {
     let command = message.split('`').nth(1).unwrap_or_else(|| panic!("no command: {message}"));
     let command = command.strip_prefix("sudo ").unwrap_or(command);
@@ -50,7 +50,7 @@ fn a_mode_that_lets_others_write_is_refused_until_it_is_changed() {
             fs::write(&path, "").unwrap();
         }
         mode(&path, wide);
-        // What is in the runners directory matters to those who use it.
+        // Files in the runners directory matter to commands that use it.
         let commands = if suffix.contains('/') { &COMMANDS[1..3] } else { &COMMANDS };
         let message = assert_refused(&[], &db, commands, place.path(), &path);
         do_as_told(&message);
@@ -101,14 +101,14 @@ fn files_that_another_user_created_are_refused() {
         return;
     }
     let root: Vec<String> = Vec::new();
-    // Root takes a user's inbox for the user's, but an empty file is no inbox yet.
+    // For root, a user's inbox stays the user's, but an empty file is not an inbox yet.
     let place = open_directory();
     let db = directory_of(MALLORY, place.path(), "inbox").join("q.db");
     fs::write(&db, "").unwrap();
     chown(&db, Some(MALLORY), Some(MALLORY)).unwrap();
     assert_refused(&root, &db, &COMMANDS, place.path(), &db);
     for (victim, wrapper) in [(0, root), (ALICE, user(ALICE))] {
-        // The directory, with every mode that lets the victim in.
+        // The directory, with every mode that lets the other user in.
         for wide in [0o755, 0o777, 0o1777] {
             let place = open_directory();
             let directory = directory_of(MALLORY, place.path(), "inbox");
@@ -184,7 +184,7 @@ fn files_that_another_user_created_are_refused() {
     }
 }
 
-/// After the file was checked, and before SQLite has made the -wal.
+/// After the check of the file, and before SQLite has created the -wal.
 #[test]
 fn a_wal_that_another_user_creates_during_an_open_gets_no_text() {
     if !can_be_others() || !have("strace") {
@@ -256,13 +256,13 @@ fn files_that_root_creates_belong_to_the_inbox_owner() {
             assert_eq!(mode & 0o077, 0, "{when}: {}", path.display());
         }
     };
-    // Root is the first who runs, waits and looks; a killed runner leaves everything.
+    // Root runs, watches and lists first; a killed runner leaves its files.
     let waiting = Process::start(behind(&[], &db, &["watch", "--poll-secs", "3600", "--defer"]));
     waiting.line();
     everything_is_hers("while root watches");
     let names: Vec<_> = tree(&directory).into_keys().collect();
     assert!(names.len() >= 6, "database, -wal, -shm, runners, wakeup, a lock: {names:?}");
-    // She wakes root's watch, and her own runner lives beside it.
+    // The user wakes root's watch, and runs a runner of her own.
     draftq_as(ALICE, &db, &["submit", "--text", "again"]).expect(0);
     waiting.line();
     draftq_as(ALICE, &db, &["run", "--exit-code", "--", "true"]).expect(0);
@@ -277,11 +277,11 @@ fn files_that_root_creates_belong_to_the_inbox_owner() {
     let stats = draftq_as(ALICE, &db, &["stats", "--json"]).expect(0).json();
     assert_eq!(stats["drafts"], 3);
     draftq_as(ALICE, &db, &["watch", "--iterations", "1", "--defer"]).expect(0);
-    // Her directory is not the place for a database of root's.
+    // Root cannot have a database of its own in her directory.
     assert_refused(&[], &directory.join("new.db"), &COMMANDS[..1], place.path(), &directory);
 }
 
-/// SQLite makes a -wal as root and changes its owner then.
+/// SQLite creates a -wal as root and then changes its owner.
 #[test]
 fn a_file_that_root_has_just_created_is_waited_for() {
     if !can_be_others() || !have("strace") {

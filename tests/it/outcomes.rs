@@ -29,7 +29,7 @@ fn the_shortest_delay_is_a_millisecond() {
 fn a_damaged_draft_is_charged_and_has_no_owner() {
     for damage in [
         "DROP TRIGGER draft_texts_are_fixed; UPDATE draft_texts SET raw_text = 'x'",
-        // No part of the id, but of what a processor is given.
+        // The tags are not part of the id, but processors get them.
         r#"DROP TRIGGER drafts_identity_is_fixed; UPDATE drafts SET context_tags = '["\ud800"]'"#,
     ] {
         let (_directory, store) = store();
@@ -83,7 +83,7 @@ fn note_and_output_are_stored_with_the_move() {
     assert_eq!(events, ["submitted", "claimed", "decided"]);
     assert!(history.iter().all(|event| !event.by_hand && event.at_unix_ms == 3_600_000));
 
-    // A requeue takes the old words off the draft; the history keeps them.
+    // A requeue removes note and output from the draft; the history keeps them.
     timed.store.requeue(&[drafts[0].id()]).unwrap();
     let (record, history, _) = timed.store.inspect(drafts[0].id()).unwrap();
     assert_eq!((record.decision, record.note, record.errors), (None, None, 0));
@@ -97,7 +97,7 @@ fn errors_are_counted_delay_the_draft_and_end_in_failed() {
     let stuck = timed.submit(&["stuck"]).remove(0);
     let stale = Duration::from_secs(60);
 
-    // The first error: tried again as soon as the claim is stale.
+    // After the first error the draft is tried again as soon as the claim is stale.
     let summary = timed.run(&mut judged_by(err));
     assert_eq!((summary.claimed, summary.errors), (1, 1));
     assert_eq!(timed.state(&stuck), DraftState::Processing);
@@ -109,7 +109,7 @@ fn errors_are_counted_delay_the_draft_and_end_in_failed() {
     let summary = timed.run(&mut judged_by(err));
     assert_eq!((summary.recovered_processing, summary.claimed, summary.errors), (1, 1, 1));
 
-    // The second: it also waits, 10 s give or take a quarter.
+    // After the second it also waits 10 s, give or take a quarter.
     timed.pass(stale);
     let summary = timed.run(&mut judged_by(err));
     assert_eq!((summary.recovered_processing, summary.pending_seen), (1, 0));
@@ -118,7 +118,7 @@ fn errors_are_counted_delay_the_draft_and_end_in_failed() {
     assert!((7_500..=12_600).contains(&delay), "{delay} ms");
     timed.pass(Duration::from_secs(13));
 
-    // The third is the budget; the draft behind it is not held up.
+    // The third reaches the budget. The next draft is not delayed.
     let behind = timed.submit(&["behind"]).remove(0);
     let summary = timed.run(&mut judged_by(|draft: &Draft| match draft.raw_text() {
         "stuck" => err(draft),
@@ -134,7 +134,7 @@ fn errors_are_counted_delay_the_draft_and_end_in_failed() {
     assert_eq!(record.last_error_class.as_deref(), Some("model"));
     assert_eq!(history.last().unwrap().event, "exhausted");
 
-    // An operator gives it a fresh start.
+    // An operator requeues it.
     timed.store.requeue(&[stuck.id()]).unwrap();
     assert_eq!(timed.run(&mut judged_by(accept)).accepted, 1);
 }

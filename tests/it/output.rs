@@ -1,4 +1,4 @@
-//! What output costs, and what it must not let through: long cells, long columns, line breaks in
+//! The cost of output, and its safety: long cells, long columns, line breaks in
 //! names, values of private flags, and a standard output that cannot be written.
 
 use std::ffi::{OsStr, OsString};
@@ -25,7 +25,7 @@ pub fn peak_mib_unless_ended(child: &Child) -> Option<u64> {
     Some(kib / 1024)
 }
 
-/// So many drafts, each with this SQL expression as its note and that as its output. A note can
+/// This many drafts, each with these SQL expressions as its note and its output. A note can
 /// be changed in place by hand.
 fn drafts_with(sandbox: &Sandbox, drafts: u64, note: &str, output: &str) {
     let lines: String = (0..drafts).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
@@ -83,7 +83,7 @@ fn a_list_needs_little_memory() {
     for args in [&["list", "--limit=0"][..], &["list", "--limit=0", "--json"]] {
         let mut child = sandbox.command(args).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
-        // It cannot end before it is read to the end: its peak can be looked at.
+        // It cannot end before its output is read, so its peak can be read.
         rustix::pipe::fcntl_setpipe_size(&stdout, 4096).unwrap();
         let all = if args.len() == 3 { drafts * 150_000 } else { drafts * 40 };
         let mut read = vec![0; usize::try_from(all * 9 / 10).unwrap()];
@@ -124,7 +124,7 @@ fn line_breaks_in_names_are_escaped() {
     empty.expect(0);
     let none = sandbox.draftq(["--db", &format!("{forged}/q.db"), "list", "--agent=nobody"]);
     assert_eq!(none.expect(0).out().lines().count(), 1, "{}", none.out());
-    // One that cannot be taken is named on a line of its own.
+    // A file that cannot be submitted is named on a line of its own.
     sandbox.file(&format!("{forged}/e\nmpty.md"), "");
     let swept = sandbox.draftq(["--format=text", "sweep", forged]);
     assert_eq!(swept.expect(0).out().lines().count(), 2, "{}", swept.out());
@@ -200,7 +200,7 @@ fn no_usage_error_repeats_a_text() {
                 let ran = sandbox.draftq(&line);
                 assert!(ran.code != Some(0) || ran.err().is_empty(), "{line:?}");
                 errors += usize::from(ran.code == Some(64));
-                // A word that looks like the name of a flag is one, if it is no flag's value.
+                // A word that looks like a flag is one, unless it is the value of a flag.
                 let unknown = "unexpected argument '--canary' found";
                 let values = line.windows(2).filter(|pair| flags.iter().any(|it| pair[0] == **it));
                 let hyphen = |it: &&OsString| it.as_bytes().starts_with(b"--canary");
@@ -254,7 +254,7 @@ fn a_failed_print_still_says_what_was_stored() {
     assert!(full(&["requeue", &id], "").contains("but 1 draft was requeued"));
     assert!(full(&["requeue", &id], "").contains("nothing was requeued"));
 
-    // Whoever reads the answers may stop: all drafts are taken, and nobody complains.
+    // The reader may close the pipe: all drafts are stored, and there is no error.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let lines: String = (0..3000).map(|n| format!("{{\"raw_text\":\"piped {n}\"}}\n")).collect();

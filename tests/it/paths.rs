@@ -47,7 +47,7 @@ fn a_path_may_contain_any_character() {
         assert_eq!(left, expected, "that file, its runners, and no other");
         // Given as it is, the current directory being the file's.
         let mut relative = draftq(Path::new(&name));
-        // What begins with a dash is an option's value all the same where it is joined to it.
+        // A value that begins with a hyphen is accepted after `=`.
         if name.as_bytes().starts_with(b"-") {
             let mut joined = OsString::from("--db=");
             joined.push(&name);
@@ -95,7 +95,7 @@ fn a_symbolic_link_leads_to_the_same_store_and_locks() {
     linked.submit(&draft).unwrap();
     assert_eq!(direct.load(DraftState::Pending, draft.id()).unwrap(), draft);
 
-    // A runner that lives is seen to live from both sides; one that ended, too.
+    // A live runner is seen as live under both paths, and an ended one as ended.
     for (claims, recovers) in [(&direct, &linked), (&linked, &direct)] {
         let runner = claims.register_runner("test").unwrap();
         let mut snapshot = claims.pending_snapshot().unwrap();
@@ -141,7 +141,7 @@ fn the_error_names_a_directory_that_cannot_be_written() {
     let store = DraftStore::open(kept.join("drafts.db")).unwrap();
     store.submit(&draft("x")).unwrap();
     close(store);
-    // Another user may look, not write; root, who may all, has to become one.
+    // Another user may read but not write. Root may do everything, so it becomes another user.
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     };

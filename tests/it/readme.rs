@@ -15,7 +15,7 @@ const PROCESSORS: &str = include_str!("../../docs/processors.md");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
 const SQL: &str = include_str!("../../docs/sql.md");
 
-/// A page's code blocks in this language, in order.
+/// The code blocks of a page in this language, in order.
 fn blocks(page: &'static str, language: &str) -> Vec<&'static str> {
     let open = format!("```{language}\n");
     page.split(&open)
@@ -24,7 +24,7 @@ fn blocks(page: &'static str, language: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// A directory in which a page's commands find what they name.
+/// A directory with the files that a page's commands name.
 struct Workplace {
     directory: tempfile::TempDir,
 }

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 
 use crate::harness::{accept, claim, draft, err, judged_by, store, timed_store, uncharged};
 
-/// A runner whose lock is free died with the one draft that it held.
+/// The lock of the runner is free, and it held one draft.
 #[test]
 fn a_death_is_charged_to_the_only_draft_and_makes_it_a_suspect() {
     let directory = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn a_death_is_charged_to_the_only_draft_and_makes_it_a_suspect() {
     }
 }
 
-/// While the claims of one runner are returned, those of another whose lock file is gone are not,
+/// The claims of a dead runner are recovered. Those of a runner whose lock file is gone are not,
 /// unless they are old enough.
 #[test]
 fn a_claim_whose_lock_file_is_gone_waits_until_it_is_old() {
@@ -67,7 +67,7 @@ fn a_claim_whose_lock_file_is_gone_waits_until_it_is_old() {
     assert_eq!(returned, [draft("b").id()]);
 }
 
-/// Drafts that erred together are not all tried again at the same moment.
+/// Drafts that failed together are not all tried again at the same time.
 #[test]
 fn retry_times_are_spread() {
     let (_directory, store) = store();
@@ -100,7 +100,7 @@ fn claims_in_the_future_are_set_to_now() {
     assert_eq!(future, "1");
 }
 
-/// Claims that nobody holds go by their age: that of the clock, but no more than the machine ran.
+/// The age of a claim without an owner is that of the clock, but at most the time since the boot.
 #[test]
 fn a_claim_is_not_older_than_the_time_since_boot() {
     const NOW: i64 = 3_600_000;
@@ -112,13 +112,13 @@ fn a_claim_is_not_older_than_the_time_since_boot() {
     store.submit(&draft("a")).unwrap();
     let sql = Connection::open(store.path()).unwrap();
     for (claimed_at, booted_at, stale) in [
-        // Not known when the machine had booted: the clock alone tells.
+        // The boot time is unknown: only the clock counts.
         (NOW - 60_000, None, true),
         (NOW - 59_999, None, false),
-        // It has booted since.
+        // The machine has booted since.
         (NOW - 60_000, Some(0), true),
         (NOW - 59_999, Some(0), false),
-        // It has not, and the clock was set forward.
+        // The machine has not booted since, and the clock was set forward.
         (NOW - 60_000, Some(NOW - 60_000), false),
     ] {
         sql.execute(
@@ -132,19 +132,19 @@ fn a_claim_is_not_older_than_the_time_since_boot() {
     }
 }
 
-/// What a draft did under an earlier runner is not held against it when others die or end.
+/// Errors under an earlier runner do not fail a draft when another runner dies or ends.
 #[test]
 fn the_death_of_another_runner_fails_no_draft() {
     for (end, suspect) in [
-        // Nothing is known of the runner: one of the two may be to blame.
+        // The runner has no row: either draft may be to blame.
         ("DELETE FROM runners", 1),
-        // It ended in good order.
+        // The runner ended normally.
         ("UPDATE runners SET ended_at = 1", 0),
     ] {
         let (_directory, store) = store();
         store.submit_many(&[draft("a"), draft("b")]).unwrap();
         let sql = Connection::open(store.path()).unwrap();
-        // Its errors have reached the budget of the runner that it erred under last.
+        // Its errors have reached the budget of the runner under which it failed last.
         sql.execute("UPDATE drafts SET errors = 3, error_budget = 1", []).unwrap();
         let runner = store.register_runner("test").unwrap();
         let _held = [claim(&store, &runner), claim(&store, &runner)];
@@ -158,8 +158,8 @@ fn the_death_of_another_runner_fails_no_draft() {
     }
 }
 
-/// Several workers, and yet a suspect is in hand beside no other draft: neither those before it
-/// nor those after it.
+/// With several workers, a suspect is still processed alone: not with the drafts before it
+/// and not with those after it.
 #[test]
 fn a_suspect_is_processed_alone() {
     let (_directory, store) = store();
@@ -171,7 +171,7 @@ fn a_suspect_is_processed_alone() {
         let sql = Connection::open(store.path()).unwrap();
         judged_by(move |draft: &Draft| {
             let begun = Instant::now();
-            // For a while, in which the other workers would claim what they are allowed to.
+            // Long enough for the other workers to claim a draft if they were allowed to.
             while ["before", "suspect"].contains(&draft.raw_text())
                 && begun.elapsed() < Duration::from_millis(200)
             {
@@ -187,7 +187,7 @@ fn a_suspect_is_processed_alone() {
     assert_eq!(report.into_result().unwrap().accepted, 4);
 }
 
-/// A suspicion ends when the draft has shown that it does not bring its runner down.
+/// A draft is no longer a suspect after its processor returned a result.
 #[test]
 fn a_draft_stays_a_suspect_until_it_was_processed() {
     let (_directory, store) = store();
@@ -234,7 +234,7 @@ fn a_clock_that_is_set_forward_makes_no_claim_stale() {
     assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 0, "not early");
     timed.pass(Duration::from_secs(1));
     assert_eq!(timed.run(&mut judged_by(accept)).recovered_processing, 1, "not stuck");
-    // And back: it does not wait for the clock to catch up.
+    // The clock is set back: the draft does not wait for the clock to catch up.
     timed.submit(&["b"]);
     assert_eq!(timed.run(&mut judged_by(err)).errors, 1);
     timed.clock.jump(timed.clock.now() - hour);
@@ -275,11 +275,11 @@ fn age_recovers_no_claim_of_a_live_runner_and_death_all() {
     let recovery = timed.store.recover(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(recovery.to_pending.len(), 1);
     let (record, ..) = timed.store.inspect(draft.id()).unwrap();
-    // It ended in good order, so nothing is charged.
+    // The runner ended normally, so no draft is charged.
     assert_eq!((record.state, record.errors, record.crashes), (DraftState::Pending, 0, 0));
     assert_eq!(record.last_error_class, None);
 
-    // What the late runner brings is refused, and kept.
+    // The late result is refused, and kept as an event.
     let outcome = Outcome::new(DraftProcessingDecision::Accepted).with_note("too late");
     let error = timed.store.finish(*claim, &outcome).unwrap_err();
     assert!(matches!(error, LibrarianError::LostClaim { id } if id == draft.id()), "{error:?}");

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::harness::{claim, draft, judged_by, store};
 
-/// The rows of runners that ended go in the end, but never the newest, from which the next id
+/// The rows of ended runners are deleted, but never the newest, from which the next id
 /// follows, and never one that an event names.
 #[test]
 fn a_runner_that_an_event_names_keeps_its_row_and_its_id() {
@@ -43,7 +43,7 @@ fn a_runner_ends_once() {
     assert_eq!(ended, 1);
 }
 
-/// A runner that could not say that it ended leaves the proof.
+/// A runner that could not record its end leaves its lock file.
 #[test]
 fn a_lock_file_stays_until_the_end_is_stored() {
     let directory = tempfile::tempdir().unwrap();
@@ -56,13 +56,13 @@ fn a_lock_file_stays_until_the_end_is_stored() {
     sql.execute_batch("BEGIN IMMEDIATE").unwrap();
     drop(runner);
     sql.execute_batch("ROLLBACK").unwrap();
-    // By its free lock, and not by age.
+    // Because its lock is free, not because of its age.
     let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
     assert_eq!(recovery.to_pending.len(), 1);
 }
 
-/// Whoever tidies up leaves a lock that is held, also one of a runner that has no row yet, and the
-/// free lock of a runner that still owns something: it is the proof that the runner is dead.
+/// Cleanup keeps a lock file that is locked, also of a runner that has no row yet, and the
+/// free lock file of a runner that still owns a claim, which shows that the runner is dead.
 #[test]
 fn cleanup_keeps_held_locks_and_needed_lock_files() {
     let (directory, store) = store();
@@ -86,7 +86,7 @@ fn cleanup_keeps_held_locks_and_needed_lock_files() {
     assert_eq!([&proof, &unregistered].map(|path| path.exists()), [false, true]);
 }
 
-/// Another takes a run for dead, and says so. It registers anew and goes on.
+/// Another process records the end of a live runner. The runner registers again and continues.
 #[test]
 fn a_run_whose_runner_was_ended_registers_again() {
     let (_directory, store) = store();

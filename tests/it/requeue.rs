@@ -1,4 +1,4 @@
-//! What a requeue does to drafts in each state, and which drafts in processing it refuses.
+//! A requeue of drafts in each state, and which drafts in processing it refuses.
 
 use std::time::{Duration, SystemTime};
 
@@ -122,7 +122,7 @@ fn a_draft_that_a_live_runner_holds_is_refused() {
         }
     }
     assert_eq!(last_event(&store, erred), "errored", "all or none");
-    // Of several that are selected by a filter, only the others are moved.
+    // Of several drafts that a filter selects, only the others are moved.
     let query = DraftQuery::default().states([DraftState::Processing, DraftState::Pending]);
     let rows = store.requeue_matching(&query).unwrap().rows;
     let rows: Vec<_> = rows.iter().map(|row| (row.id, row.state(), row.held_by)).collect();

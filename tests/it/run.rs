@@ -1,4 +1,4 @@
-//! `run` through the binary: what programs decide, how they fail, and what is left of them.
+//! `run` through the binary: decisions of programs, their failures, and their end.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -42,7 +42,7 @@ fn states(sandbox: &Sandbox) -> BTreeMap<String, u64> {
     states.filter(|(_, count)| *count > 0).collect()
 }
 
-/// One number a state, those that there are.
+/// The number of drafts in each state that has any.
 fn of<const N: usize>(states: [(&str, u64); N]) -> BTreeMap<String, u64> {
     states.map(|(state, count)| (state.to_owned(), count)).into()
 }
@@ -200,7 +200,7 @@ fn a_run_continues_after_an_error() {
         assert_eq!(sandbox.show(&id)["state"], "accepted");
     }
 
-    // Nobody holds it: with a window of nothing it is due at once.
+    // No runner holds it: with a stale time of 0 it is recovered at once.
     let again = sandbox.draftq(by_exit_code(&["--stale-processing-secs", "0"], "exit 0"));
     let document = again.expect(0).json();
     assert_eq!(
@@ -292,7 +292,7 @@ fn jobs_run_at_the_same_time() {
     sandbox.submit("the writer");
     sandbox.submit("the reader");
     fifo(sandbox.path("meeting"));
-    // Each waits for the other: one after the other they would wait for ever.
+    // Each program waits for the other, so they must run at the same time.
     let script = r#"case "$(cat)" in
         *writer*) echo hello > meeting ;;
         *) read -r word < meeting; test "$word" = hello ;;
@@ -306,7 +306,7 @@ fn a_worker_that_cannot_be_started_ends_the_run() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     let mut command = sandbox.command_of("sh");
-    // Room for some threads' stacks, and not for all.
+    // Memory for the stacks of some threads, but not of all.
     let script = r#"ulimit -v 400000 && exec "$0" run --jobs 1000 --defer"#;
     command.args(["-c", script, env!("CARGO_BIN_EXE_draftq")]);
     let ran = crate::harness::finish(command, b"");
@@ -325,7 +325,7 @@ fn programs_are_killed_after_the_grace_period() {
     let script = "trap '' TERM INT; echo x > started; sleep 90";
     let mut command = sandbox.command(sh(&["--jobs", "2", "--grace-secs", "1"], script));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // Each program's line, in one opening or two.
+    // The line of each program, in one opening or two.
     let mut lines = 0;
     while lines < 2 {
         let mut told = String::new();
@@ -343,7 +343,7 @@ fn programs_are_killed_after_the_grace_period() {
     );
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    // It is no fault of the drafts': they are pending again, and have no error.
+    // The drafts are not to blame: they are pending again, without an error.
     assert_eq!(states(&sandbox), of([("pending", 3)]));
     let listed = sandbox.draftq(["list", "--json"]).expect(0).lines();
     assert!(listed.iter().all(|record| record["errors"] == 0), "{listed:?}");
@@ -355,7 +355,7 @@ fn a_timeout_kills_the_program_and_its_children() {
     let id = sandbox.submit("slow");
     let alive = fifo(sandbox.path("alive"));
     let begun = Instant::now();
-    // The FIFO is at its end when nobody is left who has it open.
+    // The FIFO ends when no process has it open.
     let all_dead = thread::spawn(move || File::open(alive).unwrap().read_to_end(&mut Vec::new()));
     let script = "trap '' TERM INT HUP; exec 3>alive; sleep 90 & (sleep 90 &) ; sleep 90";
     let ran = sandbox.draftq(sh(&["--timeout-secs", "1"], script));
@@ -378,7 +378,7 @@ fn run_with_sweep_submits_and_processes() {
     assert_eq!(document["sweep"]["skipped_empty"], 1);
     assert_eq!(states(&sandbox), of([("accepted", 1), ("skipped", 1)]));
     assert_eq!(sandbox.draftq(["list", "--json", "--agent=claude"]).expect(0).lines().len(), 2);
-    // What is done is not done again.
+    // Processed drafts are not processed again.
     let again = sandbox.draftq(by_exit_code(&options, "exit 1")).expect(0).json();
     assert_eq!(again["sweep"]["already_present"], 2);
 }
@@ -439,7 +439,7 @@ fn the_text_is_in_no_arguments_and_no_environment() {
     assert!(seen.contains("PATH=") && seen.contains("run"), "{seen}");
     assert!(!seen.contains("CANARY"), "{seen}");
 
-    // On standard input it is, as the file version's envelope: one line, every key.
+    // It is on standard input, as the file version's envelope: one line, every key.
     let envelope = fs::read_to_string(sandbox.path("envelope")).unwrap();
     assert!(envelope.ends_with('\n') && envelope.lines().count() == 1, "{envelope}");
     let mut envelope: Value = serde_json::from_str(&envelope).unwrap();

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use crate::harness::{accept, draft, err, judged_by, store, timed_store, uncharged};
 
-/// A run that was asked to end while others hold the lock stores its result all the same.
+/// A run that is cancelled while another process holds the lock still stores its result.
 #[test]
 fn a_cancelled_run_stores_its_result_when_the_lock_is_free() {
     let directory = tempfile::tempdir().unwrap();
@@ -25,7 +25,7 @@ fn a_cancelled_run_stores_its_result_when_the_lock_is_free() {
         sql.execute_batch("BEGIN IMMEDIATE").unwrap();
         cancellation.cancel();
         holder = Some(std::thread::spawn(move || {
-            // For longer than the first tries take.
+            // Longer than the first tries take.
             std::thread::sleep(Duration::from_millis(200));
             sql.execute_batch("ROLLBACK").unwrap();
         }));
@@ -77,7 +77,7 @@ fn a_panic_ends_the_run_and_its_claims_are_recovered() {
         let in_hand = timed.store.list(DraftState::Processing).unwrap();
         assert_eq!(in_hand, std::slice::from_ref(&drafts[20]));
         assert!(!timed.store.list(DraftState::Pending).unwrap().is_empty());
-        // The panic is the draft's error, and that of no other draft.
+        // The panic is the error of this draft alone.
         let (record, ..) = timed.store.inspect(drafts[20].id()).unwrap();
         assert_eq!(record.last_error_class.as_deref(), Some("panic"));
         assert_eq!(record.owner, None);
@@ -98,7 +98,7 @@ fn a_panic_of_the_observer_ends_the_run() {
     let mut judges = [judged_by(accept), judged_by(accept)];
     let run = || runner.run(&mut judges, timed.clock.now());
     std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_err();
-    // What was claimed goes back, and the rest is still there.
+    // The claims are recovered, and the other drafts are still pending.
     timed.run(&mut judged_by(accept));
     assert_eq!(timed.store.list(DraftState::Accepted).unwrap().len(), 3);
 }
@@ -109,7 +109,7 @@ fn an_error_after_a_lost_claim_ends_run_once() {
     let drafts = timed.submit(&["taken away", "pending"]);
     let outside = rusqlite::Connection::open(timed.store.path()).unwrap();
     let mut judge = judged_by(|draft: &Draft| {
-        // An operator puts it back by hand.
+        // An operator moves it back by hand.
         let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
                        owner = NULL WHERE id = ?1";
         outside.execute(sql, [draft.id().to_hex()]).unwrap();

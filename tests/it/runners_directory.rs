@@ -20,7 +20,7 @@ fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
 }
 
-/// What may be at a path in place of a file of draftq's own, made by whoever owns the directory.
+/// What the owner of the directory may put in place of a file of draftq.
 fn put(kind: &str, path: &Path, victim: &Path) {
     match kind {
         "a link to nothing" => symlink(victim.with_file_name("made through a link"), path).unwrap(),
@@ -45,7 +45,7 @@ fn a_wrong_kind_of_wakeup_or_lock_file_is_refused_and_unchanged() {
             let directory = beside(&db, "-runners");
             put(kind, &directory.join(name), &victim);
             assert_refused(&[], &db, &COMMANDS[1..3], place.path(), &directory.join(name));
-            // Whoever submits does not wait for it, and does not write to it.
+            // A submit does not wait for it and does not write to it.
             let before = tree(&directory);
             draftq(&db, &["submit", "--text", "two"]).expect(0);
             assert!(tree(&directory) == before, "{kind}: {name}");
@@ -97,14 +97,14 @@ fn a_swapped_lock_file_recovers_no_claim_and_deletes_nothing() {
         let ahead = SystemTime::now() + Duration::from_secs(3_600);
         assert_eq!(store.recover_stale_processing(ahead).unwrap(), [], "{kind}");
         assert!(lock.symlink_metadata().is_ok(), "{kind}");
-        // Nor does the runner's own end delete what is not its file.
+        // The end of the runner does not delete another file either.
         drop(runner);
         assert!(lock.symlink_metadata().is_ok(), "{kind}");
         assert_eq!(fs::read(&victim).unwrap(), b"not to be touched");
     }
 }
 
-/// A runners directory that turns into a link while the store is open.
+/// A runners directory that is replaced by a link while the store is open.
 #[test]
 fn nothing_is_deleted_through_a_link_in_place_of_the_runners_directory() {
     let (place, store) = store();
@@ -129,7 +129,7 @@ fn nothing_is_deleted_through_a_link_in_place_of_the_runners_directory() {
     assert_eq!(fs::read_dir(&theirs).unwrap().count(), 1);
 }
 
-/// Evidence 21: another user, who cannot read the locks, and a run that cannot make its own.
+/// Another user, who cannot read the locks, and a run that cannot create its own.
 #[test]
 fn a_run_that_cannot_use_the_runners_directory_recovers_nothing() {
     if !can_be_others() {
@@ -142,7 +142,7 @@ fn a_run_that_cannot_use_the_runners_directory_recovers_nothing() {
     let runner = store.register_runner("test").unwrap();
     let mut snapshot = store.pending_snapshot().unwrap();
     assert!(store.claim_next(&runner, &mut snapshot).unwrap().is_some());
-    // A claim without an owner, old enough for everybody.
+    // A claim without an owner, old enough to be recovered.
     let old = store.submit(&draft("nobody's")).unwrap().id;
     store.transition(old, DraftState::Pending, DraftState::Processing).unwrap();
     let processing = || -> Value { draftq(&db, &["stats", "--json"]).json() };
@@ -157,7 +157,7 @@ fn a_run_that_cannot_use_the_runners_directory_recovers_nothing() {
         assert_eq!(processing(), before, "mode {wide:o}");
     }
     mode(&directory, 0o700);
-    // Nor does another user's run get that far.
+    // A run of another user does not get that far either.
     draftq_as(MALLORY, &db, &args);
     assert_eq!(processing(), before);
     draftq_as(ALICE, &db, &args).expect(0);

@@ -1,5 +1,5 @@
-//! Each rule of the schema by itself. Most of them stand behind others: a trigger refuses what a
-//! CHECK would refuse as well. Here each is asked alone, so that none can be lost unseen.
+//! Each rule of the schema by itself. Most rules are behind others: a trigger refuses what a
+//! CHECK would refuse as well. Here each is tested alone, so that none can be lost unnoticed.
 
 use std::collections::BTreeSet;
 
@@ -157,7 +157,7 @@ fn each_check_refuses_by_itself() {
                 assert_eq!(error, expected, "{table}: {set}");
             }
         }
-        // And there is no other.
+        // There is no other CHECK.
         let sql = format!("SELECT sql FROM sqlite_schema WHERE name = '{table}'");
         let definition = names(&connection, &sql).remove(0);
         let named: BTreeSet<&str> = definition
@@ -171,7 +171,7 @@ fn each_check_refuses_by_itself() {
     }
 }
 
-/// What each CHECK must let through, so that none of them refuses too much.
+/// Values that each CHECK must accept.
 #[test]
 fn the_ends_of_each_range_are_accepted() {
     let (_directory, store) = store();
@@ -195,7 +195,7 @@ fn the_ends_of_each_range_are_accepted() {
     }
 }
 
-/// What the triggers refuse although every CHECK lets it through.
+/// Statements that the triggers refuse although every CHECK accepts them.
 #[test]
 fn each_condition_of_a_trigger_refuses_by_itself() {
     let (_directory, store) = store();
@@ -238,7 +238,7 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
     }
 }
 
-/// What the history keeps of each move: its note, who decided, and the output that it replaced.
+/// Each event has the move's note, who decided, and the output that the move replaced.
 #[test]
 fn each_event_keeps_the_new_note_and_the_replaced_output() {
     let (_directory, store) = store();
@@ -268,7 +268,7 @@ fn each_event_keeps_the_new_note_and_the_replaced_output() {
     let second = claim();
     store.finish(second, &outcome(DraftProcessingDecision::Deferred, "three", 3)).unwrap();
     store.release(claim()).unwrap();
-    // What a processor used, and an error of which nothing is counted.
+    // The usage of a processor, and an error that is not counted.
     sql.execute_batch(
         "UPDATE drafts SET state = 'processing', claimed_at = 1, decision = NULL, note = 'four', \
              last_error_class = 'old', last_error = 'old';
@@ -330,7 +330,7 @@ fn a_deletion_leaves_the_events_of_other_drafts() {
     assert_eq!(events, expected);
 }
 
-/// The same id is the same draft, however it is inserted: also where SQLite would replace the row,
+/// The same id is the same draft, however it is inserted, also if SQLite would replace the row,
 /// which fires no trigger.
 #[test]
 fn inserting_an_existing_id_changes_nothing() {
@@ -365,7 +365,7 @@ fn a_submission_by_hand_may_supersede_a_draft() {
     assert_eq!(names(&sql, rows), ["00000000000000bb 2 []"]);
 }
 
-/// The last event, and the event of the last draft, stay: from them the next numbers follow.
+/// The last event, and the event of the last draft, stay, because the next numbers follow from them.
 #[test]
 fn the_events_that_the_next_numbers_follow_from_stay() {
     let (_directory, store) = store();

@@ -1,4 +1,4 @@
-//! Which drafts `list` and `requeue` are about: every filter, and what a requeue leaves alone.
+//! The filters of `list` and `requeue`, and which drafts a requeue does not change.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -20,12 +20,12 @@ fn ids(sandbox: &Sandbox, args: &[&str]) -> Vec<String> {
     records.iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Everything that is listed of every draft.
+/// The JSON of every draft.
 fn all(sandbox: &Sandbox) -> Vec<Value> {
     sandbox.draftq(["list", "--json", "--oldest", "--limit=0"]).expect(0).lines()
 }
 
-/// A draft whose processor fails with this shell line, and that has no errors left.
+/// A draft that has failed because its errors, from this shell line, reached the budget.
 fn exhausted(sandbox: &Sandbox, text: &str, shell: &str) -> String {
     let id = sandbox.submit(text);
     sandbox.draftq(["run", "--max-errors=1", "--", "sh", "-c", shell]).expect(70);
@@ -78,7 +78,7 @@ fn every_filter_selects() {
         Some(Claimed::Draft(claim)) => *claim,
         _ => panic!("nothing was claimed"),
     };
-    // A claim that is given back is no attempt.
+    // A released claim is not an attempt.
     store.release(claim()).unwrap();
     let _claim = claim();
     let everything = [&failed, &protocol, &old, &handoff, &skipped, &deferred, &pending, &held]
@@ -207,7 +207,7 @@ fn a_requeue_by_filters_changes_only_selected_drafts() {
         }
     }
 
-    // Without --state, what is not finished is left alone.
+    // Without --state, unfinished drafts are not changed.
     let finished = sandbox.draftq(["requeue", "--since=1970-01-01", "--yes"]);
     assert_eq!(finished.expect(0).out(), "Requeued 4 drafts.\n");
     assert_eq!(sandbox.show(&processing)["state"], "processing");
@@ -215,7 +215,7 @@ fn a_requeue_by_filters_changes_only_selected_drafts() {
     let asked = sandbox.draftq(["requeue", "--state=pending", "--yes"]);
     assert!(asked.expect(0).out().starts_with("Requeued 0 drafts; 7 were pending already."));
 
-    // Ids narrow, and need no --yes.
+    // With ids, filters narrow the selection, and --yes is not needed.
     for decision in [r#"{"raw_text":"x"}"#, r#"{"raw_text":"y"}"#] {
         decided(&sandbox, decision, "skipped");
     }
@@ -340,7 +340,7 @@ fn peak_over(sandbox: &Sandbox, args: &[&str]) -> (usize, u64) {
     (lines, peak)
 }
 
-/// List and requeue so many drafts of 10 KiB.
+/// List and requeue this many drafts of 10 KiB.
 fn little_memory(drafts: usize) {
     let sandbox = Sandbox::new();
     let store = sandbox.store();

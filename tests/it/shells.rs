@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::harness::{draft, have, rows};
 
-/// A way to get at the file.
+/// A program that opens the file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shell {
     Linked,

@@ -57,7 +57,7 @@ fn the_views_show_readable_values() {
     }
 }
 
-/// Who reads only the schema's file can type what its header shows.
+/// The queries of the schema file's header can be typed as they are.
 #[test]
 fn the_ten_queries_of_the_header_work() {
     let schema = include_str!("../../migrations/0002_drafts.sql");

@@ -1,4 +1,4 @@
-//! `submit`: what goes in, what is refused, and what a second time does.
+//! `submit`: accepted and refused input, and the second submit of a draft.
 
 use std::fs;
 
@@ -272,7 +272,7 @@ fn bad_lines_are_named_and_earlier_lines_are_stored() {
         assert_eq!(total(&sandbox), taken as u64);
     }
 
-    // What was taken before does no harm.
+    // Lines that were stored before are accepted again.
     let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", "--skip-bad"], &lines);
     assert_eq!(ids(ran.expect(0)), expected);
     assert_eq!(

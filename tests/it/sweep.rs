@@ -1,4 +1,4 @@
-//! `sweep` through the binary: what a hostile tree cannot do, and what is printed.
+//! `sweep` through the binary: hostile trees, and the output.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Sandbox, finish};
 
-/// `nobody`, on most systems; all that matters is that it is not root.
+/// `nobody` on most systems. Any user but root will do.
 const STRANGER: u32 = 65534;
 
 fn fifo(path: &Path) {
@@ -143,7 +143,7 @@ fn an_unreadable_file_is_skipped_and_the_others_are_submitted() {
 
     let mut command = sandbox.command(["sweep", "tree"]);
     if rustix::process::geteuid().is_root() {
-        // Modes are nothing to root: be somebody else.
+        // Root ignores modes, so the test becomes another user.
         for path in [sandbox.home(), sandbox.path("")] {
             fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o711)).unwrap();
             chown(path, Some(STRANGER), Some(STRANGER)).unwrap();

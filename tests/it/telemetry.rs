@@ -1,5 +1,5 @@
-//! What a run tells a `tracing` subscriber: the names of the file version, and nothing per draft
-//! but one event.
+//! The records of a run for a `tracing` subscriber: the names of the file version, and per draft
+//! one event.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -100,7 +100,7 @@ impl DraftProcessor for FirstWord {
     }
 }
 
-/// What is seen of a run over these drafts, and whether it ended well.
+/// The records of a run over these drafts, and its result.
 fn watch(texts: impl IntoIterator<Item = String>) -> (Seen, Result<(), LibrarianError>) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();

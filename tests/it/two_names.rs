@@ -59,7 +59,7 @@ fn a_second_link_to_a_file_beside_it_is_refused() {
             fs::write(beside(&db, suffix), "").unwrap();
             mode(&beside(&db, suffix), 0o600);
         } else {
-            // A killed process leaves them.
+            // Files that a killed process leaves.
             std::mem::forget(store);
         }
         fs::hard_link(beside(&db, suffix), place.path().join("elsewhere")).unwrap();
@@ -112,7 +112,7 @@ fn a_mounted_file_is_refused_and_a_mounted_directory_is_not() {
     }
 }
 
-/// Evidence 19: a watch on each name, submits in turn on both. What was acknowledged is decided.
+/// A watch on each name, and submits on both in turn. Every acknowledged draft is decided.
 fn two_names(what: &str, wrapper: &[String], names: [&Path; 2]) {
     let (mut acknowledged, mut refused) = (Vec::new(), 0);
     let args = ["watch", "--poll-secs", "1", "--json", "--exit-code", "--", "true"];

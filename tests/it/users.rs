@@ -14,12 +14,12 @@ use tempfile::TempDir;
 
 use crate::harness::{Ran, finish, have};
 
-/// Two users who are not root, and whom no file of this machine belongs to.
+/// Two users who are not root and own no file of this machine.
 pub const ALICE: u32 = 54_321;
 
 pub const MALLORY: u32 = 54_322;
 
-/// Longer than anything here takes.
+/// Longer than any step here takes.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 pub fn is_root() -> bool {
@@ -30,7 +30,7 @@ pub fn is_root() -> bool {
     root
 }
 
-/// Whether other users and mounts can be had.
+/// Whether the test can become another user and mount files.
 pub fn can_be_others() -> bool {
     is_root() && have("setpriv") && have("unshare") && have("nsenter")
 }
@@ -61,7 +61,7 @@ pub fn draftq(db: &Path, args: &[&str]) -> Ran {
     finish(behind(&[], db, args), b"")
 }
 
-/// The wrapper that becomes this user.
+/// The wrapper that runs a command as this user.
 pub fn user(uid: u32) -> Vec<String> {
     let uid = uid.to_string();
     ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "--"].map(str::to_owned).into()
@@ -82,7 +82,7 @@ pub fn mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// A new directory of this user in here.
+/// A new directory of this user in this directory.
 pub fn directory_of(uid: u32, inside: &Path, name: &str) -> PathBuf {
     let path = inside.join(name);
     fs::create_dir(&path).unwrap();
@@ -97,7 +97,7 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Everything from here down: owner, mode, links, and what is in it.
+/// Everything below this path: owner, mode, links, and content.
 pub fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, Vec<u8>)> {
     let entries = walkdir::WalkDir::new(directory).into_iter().map(Result::unwrap);
     entries
@@ -119,7 +119,7 @@ pub fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, Vec<u8>)> {
         .collect()
 }
 
-/// Commands that write a draft, run, wait, and only look.
+/// Commands that submit, run, watch and list.
 pub const COMMANDS: [&[&str]; 4] = [
     &["submit", "--text", "private"],
     &["run", "--exit-code", "--", "true"],
@@ -127,7 +127,7 @@ pub const COMMANDS: [&[&str]; 4] = [
     &["stats"],
 ];
 
-/// These commands are refused with 78, which names the path and says what to do, and leave
+/// These commands are refused with 78 and a message with the path and what to do, and leave
 /// everything as it was. Returns the last message.
 #[track_caller]
 pub fn assert_refused(
@@ -144,7 +144,7 @@ pub fn assert_refused(
         ran.expect(78);
         message = ran.err().to_owned();
         assert!(message.contains(&*named.to_string_lossy()), "{args:?}: {message}");
-        // A run gives its summary all the same.
+        // A run still prints its summary.
         let idle = ran.out().is_empty() || ran.out().contains("\"recovered_processing\":0");
         assert!(idle && !ran.out().contains("\"id\""), "{args:?}: {}", ran.out());
         let after = tree(place);

@@ -12,11 +12,11 @@ use rusqlite::Connection;
 
 use crate::harness::{claim, draft, judged_by, store, uncharged};
 
-/// The file that is written to when waiting runners are to be told.
+/// The wakeup file, to which each notification is written.
 struct Wakeup(PathBuf);
 
 impl Wakeup {
-    /// A waiting runner makes it.
+    /// A waiting runner creates it.
     fn of(store: &DraftStore) -> Self {
         drop(Waiter::new(store).unwrap());
         let mut directory = store.path().as_os_str().to_owned();
@@ -24,7 +24,7 @@ impl Wakeup {
         Self(PathBuf::from(directory).join("wakeup"))
     }
 
-    /// Whether it was written to since this was last asked.
+    /// Whether it was written to since the last call.
     fn told(&self) -> bool {
         let told = fs::metadata(&self.0).unwrap().len() > 0;
         File::options().write(true).open(&self.0).unwrap().set_len(0).unwrap();
@@ -69,7 +69,7 @@ fn a_release_notifies_waiting_runners() {
     assert!(wakeup.told(), "release");
     store.record_error(claim(&store, &runner), &uncharged()).unwrap();
     assert!(wakeup.told(), "an error that is not charged");
-    // A runner does the same with many at a time. It was told to stop at the first error, so it
+    // A runner does the same with many at a time. It stops at the first error, so it
     // does not wait for the machine.
     let mut tries = 0;
     let mut judge = judged_by(|_: &Draft| {
@@ -81,7 +81,7 @@ fn a_release_notifies_waiting_runners() {
     assert_eq!((report.summary.released, tries), (1, 1));
     assert!(report.stopped_by.is_some());
     assert!(wakeup.told(), "an error that is not charged, in a run");
-    // One that is charged waits for recovery.
+    // A draft whose error is charged waits for recovery.
     let error = ProcessorError::new("exit", "exit status 1").into();
     store.record_error(claim(&store, &runner), &error).unwrap();
     assert!(!wakeup.told());
@@ -89,7 +89,7 @@ fn a_release_notifies_waiting_runners() {
 
 #[test]
 fn a_release_of_drafts_claimed_ahead_notifies_waiting_runners() {
-    // A slow machine may claim nothing ahead; then another try is made.
+    // On a slow machine nothing may be claimed ahead; then try again.
     for _ in 0..20 {
         let (_directory, store) = store();
         let drafts: Vec<Draft> = (0..200).map(|number| draft(&number.to_string())).collect();

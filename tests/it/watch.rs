@@ -1,4 +1,4 @@
-//! `watch`: what wakes it, what it prints, how it ends, and what it does when something is wrong.
+//! `watch`: its wakeups, its output, its end, and its errors.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::harness::{Sandbox, draft};
 
-/// Longer than anything here takes, and shorter than the hour after which it looks by itself.
+/// Longer than any step here takes, and shorter than the hour after which an iteration starts.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A running `watch`, and the lines that it prints.
@@ -163,7 +163,7 @@ fn a_wait_may_be_very_long() {
     watch.end(Signal::INT);
 }
 
-/// Without it a watch whose processor is never ready would ask it again all the time.
+/// Otherwise a watch would call a processor that is never ready all the time.
 #[test]
 fn repeated_deferrals_wait_longer_each_time() {
     let sandbox = Sandbox::new();
@@ -176,7 +176,7 @@ fn repeated_deferrals_wait_longer_each_time() {
         assert_eq!(due - shown["updated_at_unix_ms"].as_i64().unwrap(), wait * 1_000);
         sql.execute("UPDATE drafts SET due_at = 1", []).unwrap();
     }
-    // A run defers as it is told, without a delay.
+    // A plain run adds no delay of its own.
     sandbox.draftq(["run", "--defer"]).expect(70);
     assert_eq!(sandbox.show(&id)["due_at_unix_ms"], serde_json::Value::Null);
 }

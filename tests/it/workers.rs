@@ -26,7 +26,7 @@ fn workers_share_the_limit_and_process_each_draft_once() {
             judged_by(move |draft: &Draft| {
                 busy.fetch_add(1, Ordering::SeqCst);
                 *seen.lock().unwrap().entry(draft.raw_text().to_owned()).or_default() += 1;
-                // A deferred draft must not be met again by another worker.
+                // Another worker must not get a deferred draft again.
                 Ok(DraftProcessingDecision::Deferred.into())
             })
         })
@@ -39,11 +39,11 @@ fn workers_share_the_limit_and_process_each_draft_once() {
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 70);
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
-    // First in, first out: the first 70 it was.
+    // First in, first out: these are the first 70.
     assert!(seen.keys().all(|text| text.parse::<usize>().unwrap() < 70));
 }
 
-/// Runs with whatever jobs, paces, holds, errors, limits and cancellations: the summary adds up,
+/// Runs with random workers, speeds, holds, errors, limits and cancellations: the summary adds up,
 /// and the store holds what it says.
 #[test]
 fn the_summary_agrees_with_the_store() {

@@ -11,7 +11,7 @@ use super::*;
 use crate::error::ProcessorError;
 use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
-/// Far longer than anything here takes, for a machine that is busy with other things.
+/// Far longer than any step here takes, also on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 fn draft(text: impl Into<String>) -> Draft {
@@ -39,8 +39,8 @@ fn ask_about(script: &str, text: &str, limit: Duration) -> Result<Outcome, Proce
     })
 }
 
-/// Run a script that never ends by itself, and give what it wrote to its standard error. On a busy
-/// machine it may not come to write before its deadline; it then gets a later one.
+/// Run a script that never ends by itself, and return its standard error. On a busy
+/// machine it may not write anything before its deadline; then it gets a later one.
 #[track_caller]
 fn time_out(script: &str) -> String {
     let mut limit = Duration::from_millis(200);
@@ -176,7 +176,7 @@ fn a_program_that_is_unavailable_is_no_fault_of_the_draft() {
     assert_eq!(ask(&format!("{answer}; exit 1")).unwrap_err().class(), "exit");
 }
 
-/// Outputs by which a program may mean "quarantined" without answering it.
+/// Outputs that may be meant as "quarantined" and are not a valid answer.
 #[test]
 fn an_invalid_answer_is_never_accepted() {
     let object = r#"{"decision":"quarantined"}"#;
@@ -348,7 +348,7 @@ fn a_child_that_holds_the_pipes_does_not_block() {
 
     let error = ask("yes >&2 & sleep 1000 & printf 'group %d\\n' $$; exit 3").unwrap_err();
     assert_eq!(error.class(), "exit");
-    // How much the child can write in its time of grace is a matter of luck.
+    // How much the child writes in its grace time is not known.
     if let Err(error) = ask("yes & exit 0") {
         assert_eq!(error.class(), "output_too_large");
     }
@@ -419,7 +419,7 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
         assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
         assert!(error.to_string().contains(word), "{error}");
     };
-    // A program cannot be started while it is open for writing; one tries for a while.
+    // A program that is open for writing cannot be started; the start is retried for a while.
     refused("busy");
     drop(file);
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
@@ -435,7 +435,7 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
     assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
 }
 
-/// The programs of a process of its own, as it were.
+/// A registry as in a process of its own.
 fn new_registry() -> &'static Registry {
     Box::leak(Box::new(Registry::new()))
 }
@@ -465,7 +465,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         fs::read(&started).unwrap();
         let first = registry.with_guard(|guard| {
             kill_process(guard.process(), Signal::STOP).unwrap();
-            // More than a pipe takes, about a slot that no program has.
+            // More than a pipe holds, about a slot without a program.
             while guard.send(1, None).is_ok() {}
             guard.process()
         });
@@ -473,7 +473,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         assert_eq!(decision, DraftProcessingDecision::Accepted);
         assert_ne!(registry.with_guard(|guard| guard.process()), first);
         assert!(!Path::new(&format!("/proc/{first}")).exists(), "the first one is not reaped");
-        // The program that was there all the time is not killed, and on the new guard's list.
+        // The running program is not killed, and the new guard has it in its list.
         assert_eq!(registry.len(), 1);
         fs::write(&release, "").unwrap();
         assert_eq!(running.join().unwrap(), DraftProcessingDecision::Accepted);
@@ -504,7 +504,7 @@ fn the_guard_is_informed_of_each_start_and_end() {
     let mut told = vec![0; 4096];
     let length = File::open(format!("/proc/{guard}/fd/0")).unwrap().read(&mut told).unwrap();
     let told = String::from_utf8_lossy(&told[..length]).into_owned();
-    // Before that may be some of the first program, if it was stopped within its lines.
+    // Lines of the first program may come before, if the guard was stopped while it read them.
     assert!(told.ends_with(&expected), "{told:?} {expected:?}");
 }
 
@@ -555,7 +555,7 @@ fn all_programs_can_be_killed_at_once() {
     for group in fs::read_dir(groups.path()).unwrap() {
         assert_gone(group.unwrap().file_name().to_str().unwrap());
     }
-    // And none is started any more.
+    // No more programs are started.
     assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
 }
 
