@@ -21,9 +21,9 @@ use super::summary::{RunDocument, to_text};
 /// Process the pending drafts, once.
 ///
 /// The run recovers the drafts of dead runners, then claims the pending drafts one by one, in order
-/// of submission. The program decides about each draft, and the run stores the decision. Drafts that are
-/// submitted meanwhile are left for the next run. The exit code is 70 if there were errors or
-/// deferrals.
+/// of submission. The program decides about each draft, and the run stores the decision. Drafts
+/// that are submitted meanwhile are left for the next run. The exit code is 70 if there were errors
+/// or deferrals.
 #[derive(Debug, Args)]
 #[command(override_usage = "draftq run [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
@@ -53,8 +53,8 @@ impl Run {
         let mut processors = self.processing.processors()?;
         if self.sweep.is_empty() && self.provenance.is_given() {
             return Err(Failure::usage(
-                "the flags that say where drafts came from need --sweep; give it, or leave them \
-                 out",
+                "flags such as --agent and --project describe the drafts of --sweep; give --sweep, or \
+                 leave them out",
             ));
         }
         let files = match self.sweep.as_slice() {

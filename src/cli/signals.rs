@@ -65,7 +65,7 @@ fn is_hangup_ignored() -> bool {
 }
 
 fn kill_after(grace: Duration) {
-    // Nobody asks for this cancellation, so this only waits.
+    // This cancellation is never requested, so this only waits.
     let _ = Cancellation::default().wait_until(Instant::now() + grace);
     kill_running_programs();
 }

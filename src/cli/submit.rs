@@ -56,8 +56,8 @@ pub struct Submit {
     /// With --jsonl: leave out bad lines, and store the others.
     #[arg(long, requires = "jsonl", conflicts_with_all = ["text", "file", "stdin"])]
     skip_bad: bool,
-    /// With --jsonl: store all lines in one transaction, or none. Nobody else can write while the
-    /// input is read, so do not use it with a slow pipe.
+    /// With --jsonl: store all lines in one transaction, or none. No other process can write while
+    /// the input is read, so do not use it with a slow pipe.
     #[arg(long, requires = "jsonl", conflicts_with_all = ["text", "file", "stdin"])]
     atomic: bool,
     #[command(flatten)]

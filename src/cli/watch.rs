@@ -1,4 +1,4 @@
-//! `draftq watch`: process what is pending, and what comes in, until a signal ends it.
+//! `draftq watch`: process pending drafts and new ones until a signal.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;

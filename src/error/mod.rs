@@ -37,7 +37,7 @@ pub use self::sources::{DatabaseError, JsonFault};
 /// impl DraftProcessor for AskModel {
 ///     fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
 ///         let answer = ask(draft.raw_text()).map_err(|error| {
-///             // Not the draft's fault: it is given back, and no error is counted.
+///             // Not the draft's fault: the draft is released, and no error is counted.
 ///             ProcessorError::new("model_unreachable", error.to_string()).uncharged()
 ///         })?;
 ///         match answer.as_str() {

@@ -240,9 +240,9 @@ mod tests {
             |holds_nothing| claim_up_to(&store, &runner, &mut snapshot, 10, holds_nothing);
         assert_eq!(claim(true), (vec![1], false, Next::Drafts), "not together with others");
         for _ in 0..2 {
-            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not beside another");
+            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not with another");
         }
-        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other beside it");
+        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other with it");
         assert_eq!(claim(false), (vec![3, 4], false, Next::Drafts));
         assert!(snapshot.is_used_up());
     }
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [0; 0]);
     }
 
-    /// Or a run would ask for it for ever.
+    /// Otherwise a run would never end.
     #[test]
     fn a_snapshot_without_claimable_drafts_is_used_up() {
         let (_directory, store) = store(&["a", "b"]);

@@ -132,7 +132,7 @@ impl DraftStore {
     /// Those of [`requeue`](Self::requeue).
     pub fn check_requeue(&self, id: DraftId) -> Result<(), LibrarianError> {
         self.database().read("look for a draft's runner", |connection| {
-            match Requeue::new(self, connection).place(id)?.live_owner() {
+            match Requeue::new(self, connection).holder(id)?.live_owner() {
                 None => Ok(()),
                 Some(runner) => Err(held(connection, id, runner)?.into()),
             }
@@ -149,16 +149,16 @@ struct Requeue<'a> {
     owners: HashMap<i64, bool>,
 }
 
-/// Where a draft is.
-struct Place {
+/// The state and the owner of a draft.
+struct Holder {
     state: DraftState,
     owner: Option<i64>,
-    owner_lives: bool,
+    owner_is_alive: bool,
 }
 
-impl Place {
+impl Holder {
     fn live_owner(&self) -> Option<i64> {
-        self.owner.filter(|_| self.owner_lives)
+        self.owner.filter(|_| self.owner_is_alive)
     }
 }
 
@@ -168,12 +168,12 @@ impl<'a> Requeue<'a> {
     }
 
     fn draft(&mut self, id: DraftId) -> Result<Requeued, TransactionError> {
-        let place = self.place(id)?;
-        let requeued = Requeued { id, from: place.state, held_by: place.live_owner() };
+        let holder = self.holder(id)?;
+        let requeued = Requeued { id, from: holder.state, held_by: holder.live_owner() };
         if requeued.held_by.is_some() {
             return Ok(requeued);
         }
-        if let Some(owner) = place.owner {
+        if let Some(owner) = holder.owner {
             self.end_dead_runner(owner)?;
         }
         self.connection
@@ -191,35 +191,35 @@ impl<'a> Requeue<'a> {
         Ok(requeued)
     }
 
-    fn place(&mut self, id: DraftId) -> Result<Place, TransactionError> {
+    fn holder(&mut self, id: DraftId) -> Result<Holder, TransactionError> {
         let (state, owner) = self
             .connection
             .prepare_cached("SELECT state, owner FROM drafts WHERE id = ?1")?
             .query_row([id.to_hex()], |row| Ok((get(row, "state")?, row.get("owner")?)))
             .optional()?
             .ok_or(LibrarianError::UnknownDraft { id })?;
-        let owner_lives = match owner {
+        let owner_is_alive = match owner {
             None => false,
-            Some(owner) => self.lives(owner)?,
+            Some(owner) => self.is_alive(owner)?,
         };
-        Ok(Place { state, owner, owner_lives })
+        Ok(Holder { state, owner, owner_is_alive })
     }
 
     /// Whether this runner is alive: its row shows no end, and its lock is held.
-    fn lives(&mut self, runner: i64) -> Result<bool, TransactionError> {
-        if let Some(lives) = self.owners.get(&runner) {
-            return Ok(*lives);
+    fn is_alive(&mut self, runner: i64) -> Result<bool, TransactionError> {
+        if let Some(alive) = self.owners.get(&runner) {
+            return Ok(*alive);
         }
         let lock_file = self
             .connection
             .prepare_cached("SELECT lock_file FROM runners WHERE id = ?1 AND ended_at IS NULL")?
             .query_row([runner], |row| lossy_text(row, "lock_file"))
             .optional()?;
-        let lives = lock_file.is_some_and(|lock_file| {
+        let alive = lock_file.is_some_and(|lock_file| {
             self.store.runner_locks().liveness(&lock_file) == Liveness::Alive
         });
-        self.owners.insert(runner, lives);
-        Ok(lives)
+        self.owners.insert(runner, alive);
+        Ok(alive)
     }
 
     /// Record the end of a dead runner. If it held several drafts, none of them alone is to blame
