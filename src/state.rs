@@ -83,7 +83,7 @@ impl fmt::Display for DraftState {
 
 /// The text names no state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a state is one of pending, processing, accepted, skipped, failed, quarantined")]
+#[error("expected one of pending, processing, accepted, skipped, failed, quarantined")]
 pub struct NotADraftState;
 
 impl FromStr for DraftState {

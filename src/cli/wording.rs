@@ -18,7 +18,7 @@ pub fn minute(unix_ms: i64) -> String {
     OffsetDateTime::from(from_unix_ms(unix_ms)).format(format).unwrap_or_default()
 }
 
-/// A duration in its two largest units: "3m 20s".
+/// A duration for people: "320 ms", "3.2 s", or its two largest units, "3m 20s".
 pub fn duration(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         return format!("{} ms", duration.as_millis());

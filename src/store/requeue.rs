@@ -77,7 +77,7 @@ impl DraftStore {
                     let requeued = requeue.draft(*id)?;
                     match requeued.held_by {
                         None => Ok(requeued),
-                        Some(runner) => Err(held(transaction, *id, runner)?.into()),
+                        Some(runner) => Err(held_error(transaction, *id, runner)?.into()),
                     }
                 })
                 .collect()
@@ -134,7 +134,7 @@ impl DraftStore {
         self.database().read("look for a draft's runner", |connection| {
             match Requeue::new(self, connection).holder(id)?.live_owner() {
                 None => Ok(()),
-                Some(runner) => Err(held(connection, id, runner)?.into()),
+                Some(runner) => Err(held_error(connection, id, runner)?.into()),
             }
         })
     }
@@ -247,7 +247,7 @@ impl<'a> Requeue<'a> {
 }
 
 /// The error for a draft that this runner holds.
-fn held(
+fn held_error(
     connection: &Connection,
     id: DraftId,
     runner: i64,

@@ -226,6 +226,9 @@ fn the_command_requeues_what_no_live_runner_holds() {
     let shown = sandbox.show(&erred);
     assert_eq!((&shown["state"], &shown["errors"]), (&json!("pending"), &json!(0)));
     assert_eq!(shown["history"][3]["event"], "requeued");
+    let ran = sandbox.draftq(["show", &erred]);
+    let text = ran.expect(0).out();
+    assert!(text.contains("  requeued   pending     operator\n"), "{text}");
 
     let store = sandbox.store();
     let runner = store.register_runner(RunnerInfo::new("judge")).unwrap();
