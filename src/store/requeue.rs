@@ -145,26 +145,25 @@ struct Requeue<'a> {
     store: &'a DraftStore,
     connection: &'a Connection,
     now: i64,
-    /// The runners that were tested, and whether they are alive.
-    owners: HashMap<i64, bool>,
+    /// The runners that were tested.
+    runners: HashMap<i64, Liveness>,
 }
 
-/// The state and the owner of a draft.
+/// The state of a draft, and the runner that owns its claim.
 struct Holder {
     state: DraftState,
-    owner: Option<i64>,
-    owner_is_alive: bool,
+    owner: Option<(i64, Liveness)>,
 }
 
 impl Holder {
     fn live_owner(&self) -> Option<i64> {
-        self.owner.filter(|_| self.owner_is_alive)
+        self.owner.filter(|(_, liveness)| *liveness == Liveness::Alive).map(|(owner, _)| owner)
     }
 }
 
 impl<'a> Requeue<'a> {
     fn new(store: &'a DraftStore, connection: &'a Connection) -> Self {
-        Self { store, connection, now: store.now_ms(), owners: HashMap::new() }
+        Self { store, connection, now: store.now_ms(), runners: HashMap::new() }
     }
 
     fn draft(&mut self, id: DraftId) -> Result<Requeued, TransactionError> {
@@ -173,8 +172,10 @@ impl<'a> Requeue<'a> {
         if requeued.held_by.is_some() {
             return Ok(requeued);
         }
-        if let Some(owner) = holder.owner {
-            self.end_dead_runner(owner)?;
+        match holder.owner {
+            Some((owner, Liveness::Dead)) => self.end_dead_runner(owner)?,
+            Some((_, Liveness::LockGone)) => self.remove_owner(id)?,
+            Some((_, Liveness::Alive)) | None => {}
         }
         self.connection
             .prepare_cached(
@@ -198,28 +199,38 @@ impl<'a> Requeue<'a> {
             .query_row([id.to_hex()], |row| Ok((get(row, "state")?, row.get("owner")?)))
             .optional()?
             .ok_or(LibrarianError::UnknownDraft { id })?;
-        let owner_is_alive = match owner {
-            None => false,
-            Some(owner) => self.is_alive(owner)?,
+        let owner = match owner {
+            None => None,
+            Some(owner) => Some((owner, self.liveness(owner)?)),
         };
-        Ok(Holder { state, owner, owner_is_alive })
+        Ok(Holder { state, owner })
     }
 
-    /// Whether this runner is alive: its row shows no end, and its lock is held.
-    fn is_alive(&mut self, runner: i64) -> Result<bool, TransactionError> {
-        if let Some(alive) = self.owners.get(&runner) {
-            return Ok(*alive);
+    /// Whether this runner is alive. A runner is dead if its row is missing or shows its end.
+    fn liveness(&mut self, runner: i64) -> Result<Liveness, TransactionError> {
+        if let Some(liveness) = self.runners.get(&runner) {
+            return Ok(*liveness);
         }
         let lock_file = self
             .connection
             .prepare_cached("SELECT lock_file FROM runners WHERE id = ?1 AND ended_at IS NULL")?
             .query_row([runner], |row| lossy_text(row, "lock_file"))
             .optional()?;
-        let alive = lock_file.is_some_and(|lock_file| {
-            self.store.runner_locks().liveness(&lock_file) == Liveness::Alive
-        });
-        self.owners.insert(runner, alive);
-        Ok(alive)
+        let liveness = match lock_file {
+            Some(lock_file) => self.store.runner_locks().liveness(&lock_file),
+            None => Liveness::Dead,
+        };
+        self.runners.insert(runner, liveness);
+        Ok(liveness)
+    }
+
+    /// Remove the owner of a claim whose runner has no lock file. The runner may be alive, so its
+    /// other claims are not touched.
+    fn remove_owner(&self, id: DraftId) -> Result<(), TransactionError> {
+        self.connection
+            .prepare_cached("UPDATE drafts SET owner = NULL, claim_token = NULL WHERE id = ?1")?
+            .execute([id.to_hex()])?;
+        Ok(())
     }
 
     /// Record the end of a dead runner. If it held several drafts, none of them alone is to blame

@@ -170,6 +170,30 @@ fn a_draft_of_a_dead_runner_is_requeued_and_the_others_are_not_blamed() {
     assert_whole(store.path());
 }
 
+/// Without a lock file it is not known whether the runner is alive, so it keeps its other claims.
+#[test]
+fn a_draft_of_a_runner_without_a_lock_file_is_requeued_alone() {
+    let (directory, store) = store();
+    let drafts = [draft("requeued"), draft("kept")];
+    store.submit_many(&drafts).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let late = claim(&store, &runner);
+    let kept = claim(&store, &runner);
+    let lock = std::fs::read_dir(directory.path().join("drafts.db-runners")).unwrap();
+    let is_lock = |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "lock");
+    let lock = lock.map(|entry| entry.unwrap().path()).find(is_lock).unwrap();
+    std::fs::remove_file(lock).unwrap();
+    store.requeue(&[drafts[0].id()]).unwrap();
+    assert_eq!(last_event(&store, drafts[0].id()), "requeued");
+    let result = store.finish(late, &draftq::DraftProcessingDecision::Accepted.into());
+    assert!(matches!(result, Err(LibrarianError::LostClaim { .. })), "{result:?}");
+    let sql = Connection::open(store.path()).unwrap();
+    let left = "SELECT owner, suspect, ended_at FROM drafts, runners WHERE state = 'processing'";
+    assert_eq!(rows(&sql, left).unwrap(), format!("{}|0|", runner.id()));
+    store.finish(kept, &draftq::DraftProcessingDecision::Accepted.into()).unwrap();
+    assert_whole(store.path());
+}
+
 #[test]
 fn release_recovery_and_requeue_are_different_events() {
     let (_directory, store) = store();
