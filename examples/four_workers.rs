@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     print_line(&serde_json::to_string(&summary)?)
 }
 
-/// Stands for a slow call, such as one to a model.
+/// In place of a slow call, such as one to a model.
 fn judge(draft: &Draft) -> Result<Outcome, LibrarianError> {
     thread::sleep(Duration::from_millis(20));
     let words = draft.raw_text().split_whitespace().count();

@@ -5,8 +5,8 @@
 //! draftq run -- target/debug/examples/judge
 //! ```
 //!
-//! Standard input brings one draft a line, as a JSON envelope; for each, standard output gets one
-//! line with the decision. That is the whole protocol.
+//! It reads one draft per line from standard input, as a JSON envelope, and writes one line with
+//! the decision to standard output for each. That is the whole protocol.
 //!
 //! The rules are an example; replace them by your own, or by a model. In particular, a list of
 //! phrases does not protect against a text that tries to mislead its reader.

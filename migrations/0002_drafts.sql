@@ -9,23 +9,23 @@
 --     submit ─▶ pending ─▶ processing ─▶ accepted | skipped | failed | quarantined
 --                │ ▲            │                        │ ▲
 --                │ ├────────────┘ deferred, released,    │ │
---                │ │              recovered              │ │
+--                │ │              recovered, requeued    │ │
 --                │ └─────────────────────────────────────┘ │ requeued by an operator
 --                └─────────────────────────────────────────┘ resolved by an operator
 --
 -- pending      Waits for a runner; no runner claims it before due_at.
--- processing   Claimed. A processor works on it; or its runner died; or the processor erred, and
---              nobody holds it until it is tried again.
--- accepted     The processor durably took it.
--- skipped      The processor passed over it on purpose.
--- failed       Kept for review: the processor said so (decision 'failed'), or its errors reached
+-- processing   Claimed. A processor works on it; or its runner died; or its processor failed, and
+--              no runner holds it until it is tried again.
+-- accepted     The processor took it.
+-- skipped      The processor decided not to take it.
+-- failed       Kept for review: the processor decided so (decision 'failed'), or the errors reached
 --              the budget (decision NULL; last_error says why).
--- quarantined  Unsafe, conflicting or unresolved; for review only.
+-- quarantined  Unsafe, conflicting or unresolved; kept for review.
 --
 -- Ten queries to begin with:
 --
 --     SELECT * FROM state_counts;
---     SELECT * FROM in_flight;                                    -- who works on what, since when
+--     SELECT * FROM in_flight;                                    -- which runner works on what, since when
 --     SELECT id, submitted, note FROM draft_overview WHERE state = 'quarantined';
 --     SELECT id, last_error_class, last_error FROM draft_overview WHERE state = 'failed';
 --     SELECT last_error_class, count(*) FROM drafts WHERE state = 'failed' GROUP BY 1;
@@ -37,20 +37,20 @@
 
 -- ── Tables ──────────────────────────────────────────────────────────────────────────────────
 
--- One row a draft: its identity, which never changes, and where it is in its life. The row is
--- narrow because every move rewrites it; the text is in draft_texts.
+-- One row per draft: its identity, which never changes, and its current state. Every move rewrites
+-- the row, so the text is in a table of its own, draft_texts.
 CREATE TABLE drafts (
-    -- The order of submission: runners claim the lowest first. Never used twice.
+    -- The order of submission: runners claim the lowest first. Not reused.
     seq              INTEGER PRIMARY KEY
         CONSTRAINT "seq is a positive number" CHECK (seq BETWEEN 1 AND 1000000000000000),
     -- First 8 bytes of SHA-256 over text, surface, agent, project, operator and provenance.
     id               TEXT NOT NULL UNIQUE
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
-        -- Both lengths, because length() and GLOB stop at a NUL.
+        -- Both lengths are checked, because length() and GLOB stop at a NUL.
         CHECK (length(id) = 16 AND length(CAST(id AS BLOB)) = 16
                AND id NOT GLOB '*[^0-9a-f]*'),
     state            TEXT NOT NULL DEFAULT 'pending'
-        -- CASE instead of IN, here and below: for a list SQLite builds an index for each row.
+        -- CASE instead of IN, here and below: for IN, SQLite builds a temporary index for each row.
         CONSTRAINT "state is one of the six states"
         CHECK (CASE state WHEN 'pending' THEN 1 WHEN 'processing' THEN 1 WHEN 'accepted' THEN 1
                WHEN 'skipped' THEN 1 WHEN 'failed' THEN 1 WHEN 'quarantined' THEN 1 ELSE 0 END),
@@ -64,12 +64,13 @@ CREATE TABLE drafts (
         CONSTRAINT "claimed_at is a time, and set in processing and only there"
         CHECK ((state = 'processing') = (claimed_at IS NOT NULL)
                AND (claimed_at IS NULL OR claimed_at BETWEEN 0 AND 253402300799999)),
-    -- When the machine had booted, by the clock at the claim. It tells time that has passed from
-    -- a clock that was set forward; NULL: not known.
+    -- When the machine booted, according to the clock at the time of the claim. If this differs
+    -- later, the clock was set. NULL: not known.
     claim_booted_at  INTEGER,
-    -- 16 random bytes that no other claim ever had; a runner's move out of processing is guarded
-    -- by it. NULL in processing: nobody holds the claim (an error was recorded, or it was made by
-    -- hand without a token), and age alone decides when it is recovered.
+    -- 16 random bytes, different for each claim. A runner can move the draft out of processing
+    -- only with the token of its claim. NULL in processing: no runner holds the claim (an error was
+    -- recorded, or the claim was made by hand without a token); it is recovered when it is old
+    -- enough.
     claim_token      BLOB
         CONSTRAINT "claim_token is set in processing only"
         CHECK (claim_token IS NULL OR state = 'processing'),
@@ -78,9 +79,9 @@ CREATE TABLE drafts (
         CONSTRAINT "owner needs a claim_token"
         CHECK (owner IS NULL OR claim_token IS NOT NULL),
     -- How often the draft was claimed (released claims are not counted); how often its processor
-    -- erred; how often its runner died while it held this draft and no other; how often its
-    -- processor deferred it, in all and since it last did anything else. A requeue sets errors,
-    -- crashes and defers_in_a_row to 0.
+    -- failed; how often its runner died while it held this draft and no other; how often its
+    -- processor deferred it, in all and in a row; how often an operator
+    -- requeued it. A requeue sets errors, crashes and defers_in_a_row to 0.
     claims           INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "claims is a count" CHECK (claims BETWEEN 0 AND 1000000000),
     errors           INTEGER NOT NULL DEFAULT 0
@@ -91,21 +92,23 @@ CREATE TABLE drafts (
         CONSTRAINT "defers is a count" CHECK (defers BETWEEN 0 AND 1000000000),
     defers_in_a_row  INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "defers_in_a_row is a count" CHECK (defers_in_a_row BETWEEN 0 AND 1000000000),
-    -- 1: its runner died while it held this draft, perhaps among others. It is then claimed by a
-    -- runner that holds nothing else, so that it is clear which draft is to blame.
+    requeues         INTEGER NOT NULL DEFAULT 0
+        CONSTRAINT "requeues is a count" CHECK (requeues BETWEEN 0 AND 1000000000),
+    -- 1: its runner died while it held this draft, perhaps among others. A runner then claims this
+    -- draft only while it holds no other, so that a second death shows which draft is to blame.
     suspect          INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "suspect is 0 or 1" CHECK (suspect BETWEEN 0 AND 1),
-    -- The error budget of the runner under which the draft erred last (runners.max_errors).
+    -- The error budget (runners.max_errors) of the runner whose processor failed last.
     error_budget     INTEGER,
-    -- When draftq last changed this row, and a number that each such change moves on; a change by
-    -- hand leaves both alone, and the history then says by_hand.
+    -- When draftq last changed this row, and the number of such changes (it wraps at 2^32). A change
+    -- by hand changes neither, and so the history marks it as by_hand.
     updated_at       INTEGER NOT NULL
         CONSTRAINT "updated_at is a time" CHECK (updated_at BETWEEN 0 AND 253402300799999),
     revision         INTEGER NOT NULL DEFAULT 0,
-    -- When the draft was staged, as its submitter said.
+    -- When the draft was submitted, as the submitter stated it.
     submitted_at     INTEGER NOT NULL
         CONSTRAINT "submitted_at is a time" CHECK (submitted_at BETWEEN 0 AND 253402300799999),
-    -- Length of the text in bytes of UTF-8. SQLite stores no longer text.
+    -- Length of the text in bytes of UTF-8. The limit is SQLite's.
     text_bytes       INTEGER NOT NULL
         CONSTRAINT "text_bytes is a length" CHECK (text_bytes BETWEEN 0 AND 2147483647),
     source_surface   TEXT NOT NULL
@@ -127,7 +130,7 @@ CREATE TABLE drafts (
     -- Who imported the draft from another inbox; NULL: it was submitted here.
     imported_by      TEXT
         CONSTRAINT "imported_by is a name" CHECK (imported_by IS NULL OR imported_by <> ''),
-    -- The id of the draft that this one replaces: a corrected text is a new draft.
+    -- The id of the draft that this one replaces, because a corrected text is a new draft.
     supersedes       TEXT
         CONSTRAINT "supersedes is an id"
         CHECK (supersedes IS NULL
@@ -141,40 +144,40 @@ CREATE TABLE drafts (
                    WHEN 'failed' THEN decision IS NULL OR decision = 'failed'
                    ELSE decision IS state
                END),
-    -- The person who decided, by their own word; NULL where a processor did.
+    -- The name that the person who decided gave; NULL if a processor decided.
     decided_by       TEXT
         CONSTRAINT "decided_by signs a decision"
         CHECK (decided_by IS NULL
                OR (decided_by <> '' AND state <> 'pending' AND state <> 'processing')),
-    -- What came with that decision: a note for people, JSON for programs. The output is stored
-    -- here alone; a move that replaces it keeps it in the history.
+    -- The note (for people) and the output (JSON, for programs) of that decision. The output is
+    -- stored only here; if a move replaces it, the history keeps the old one.
     note             TEXT,
     output           TEXT
         CONSTRAINT "output is JSON"
         CHECK (output IS NULL
                OR (json_valid(output) AND instr(CAST(output AS BLOB), x'00') = 0)),
-    -- What a program wrote to standard error as it decided, if that was to be kept.
+    -- What the program wrote to standard error, if it is kept.
     stderr           TEXT,
-    -- What the last attempt used, as its processor said: a JSON object of numbers such as
+    -- What the last attempt used, as its processor reported it: a JSON object of numbers such as
     -- input_tokens, output_tokens and cost_usd.
     usage            TEXT
         CONSTRAINT "usage is a JSON object"
         CHECK (usage IS NULL
                OR (json_valid(usage) AND json_type(usage) = 'object'
                    AND instr(CAST(usage AS BLOB), x'00') = 0)),
-    -- The last error: a short word (exit, signal, timeout, protocol, crash, …) and what it said.
+    -- The last error: its class (exit, signal, timeout, protocol, crash, …) and its message.
     last_error_class TEXT,
     last_error       TEXT
 ) STRICT;
 
--- The text, byte for byte as submitted; written once, deleted with its draft.
+-- The text of each draft, byte for byte as submitted. Written once, deleted with its draft.
 CREATE TABLE draft_texts (
     seq      INTEGER PRIMARY KEY,  -- drafts.seq
     raw_text TEXT NOT NULL
 ) STRICT;
 
--- What a processor has saved of its work on a draft that it has not decided yet; handed back when
--- the draft is tried again, and deleted with the decision.
+-- Work that a processor saved before its decision. It is given back when the draft is tried again,
+-- and deleted with the decision.
 CREATE TABLE checkpoints (
     seq        INTEGER PRIMARY KEY,  -- drafts.seq
     checkpoint TEXT NOT NULL
@@ -182,7 +185,7 @@ CREATE TABLE checkpoints (
     saved_at   INTEGER NOT NULL
 ) STRICT;
 
--- The history that an imported draft had in the inbox that it came from: a JSON array of events.
+-- The history of an imported draft in the inbox that it came from: a JSON array of events.
 CREATE TABLE imported_histories (
     seq    INTEGER PRIMARY KEY,  -- drafts.seq
     events TEXT NOT NULL
@@ -190,103 +193,106 @@ CREATE TABLE imported_histories (
         CHECK (json_valid(events) AND json_type(events) = 'array')
 ) STRICT;
 
--- What a pruned draft leaves behind, so that the same draft is not staged again.
+-- The ids of pruned drafts, so that the same draft is not submitted again.
 CREATE TABLE pruned_drafts (
     id        TEXT PRIMARY KEY
         CONSTRAINT "id is 16 lower-case hexadecimal digits"
         CHECK (length(CAST(id AS BLOB)) = 16 AND id NOT GLOB '*[^0-9a-f]*'),
-    -- The state in which it was.
+    -- Its last state.
     state     TEXT NOT NULL
         CONSTRAINT "state is a terminal state"
         CHECK (state IN ('accepted', 'skipped', 'failed', 'quarantined')),
     pruned_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- While a hold is in force no runner of that processor claims anything.
+-- While a hold is in force, no runner of that processor claims anything.
 CREATE TABLE holds (
     -- The processor's name (runners.processor); '': all processors.
     processor   TEXT NOT NULL,
-    -- operator    somebody paused it
-    -- processor   the processor asked for it, such as for a rate limit
-    -- breaker     its results were errors alike, one after the other
+    -- operator    a person paused it
+    -- processor   the processor asked for it, for example because of a rate limit
+    -- breaker     its last results were all the same error
     kind        TEXT NOT NULL
         CONSTRAINT "kind is a known kind of hold"
         CHECK (kind IN ('operator', 'processor', 'breaker')),
     set_by      TEXT NOT NULL,
     set_at      INTEGER NOT NULL,
-    -- When it ends by itself; NULL: when somebody ends it.
+    -- When it ends; NULL: when a person ends it.
     until       INTEGER,
     reason      TEXT,
-    -- For the breaker: how often a draft was tried since it tripped, and when the next one is.
+    -- For the breaker: how many drafts were tried since it tripped, and when the next is tried.
     tries       INTEGER NOT NULL DEFAULT 0
         CONSTRAINT "tries is a count" CHECK (tries BETWEEN 0 AND 1000000000),
     next_try_at INTEGER,
     PRIMARY KEY (processor, kind)
 ) STRICT, WITHOUT ROWID;
 
--- What can be claimed now, in the order of claims (an index's last column is the rowid, seq).
--- Drafts that are not yet due and finished ones are not in it, so they cost a claim nothing.
+-- The drafts that can be claimed now, in the order of claims (an index's last column is the rowid,
+-- seq). Finished drafts, and those that are not due yet, are not in it, so a claim does not read
+-- them.
 CREATE INDEX drafts_ready ON drafts (due_at) WHERE state = 'pending' AND due_at = 0;
--- What becomes claimable, and when.
+-- The drafts that become claimable later, by time.
 CREATE INDEX drafts_delayed ON drafts (due_at) WHERE state = 'pending' AND due_at > 0;
--- What recovery reads.
+-- The drafts in processing, for recovery.
 CREATE INDEX drafts_in_flight ON drafts (owner, claimed_at) WHERE state = 'processing';
--- What is listed and counted by state. (These four indexes together hold every draft once.)
+-- The finished drafts, for lists and counts. (These four indexes together hold each draft once.)
 CREATE INDEX drafts_finished ON drafts (state)
     WHERE state IN ('accepted', 'skipped', 'failed', 'quarantined');
--- Which draft replaced another.
+-- The drafts that replace another.
 CREATE INDEX drafts_superseding ON drafts (supersedes) WHERE supersedes IS NOT NULL;
 
--- One row a runner that claimed something. As long as it lives it holds an exclusive lock (flock)
--- on its lock_file, in the directory <database>-runners beside the database. A row is deleted
--- some time after the last event that names it.
+-- One row per runner. As long as the runner lives, it holds an exclusive lock (flock) on its
+-- lock_file, in the directory <database>-runners beside the database. The row of a runner that has
+-- ended is deleted when no event names it any more.
 CREATE TABLE runners (
     id                INTEGER PRIMARY KEY
         CONSTRAINT "id is a positive number" CHECK (id BETWEEN 1 AND 1000000000000000),
     pid               INTEGER NOT NULL
         CONSTRAINT "pid is a process id" CHECK (pid BETWEEN 0 AND 4294967295),
-    -- Where it runs, for people. Whether it lives, its lock alone says.
+    -- Where it runs, for people. Only its lock shows whether it is alive.
     host              TEXT NOT NULL,
     boot_id           TEXT NOT NULL,
     program           TEXT NOT NULL,
-    -- What it runs: a name, and a version if one was given.
+    -- The name and the version of its processor.
     processor         TEXT NOT NULL,
     processor_version TEXT,
-    -- How many errors and crashes a draft may have under this runner; 0: no limit.
+    -- The error budget: how many errors and crashes a draft may have; 0: no limit.
     max_errors        INTEGER NOT NULL
         CONSTRAINT "max_errors is a count" CHECK (max_errors BETWEEN 0 AND 4294967295),
     lock_file         TEXT NOT NULL,
     started_at        INTEGER NOT NULL,
-    -- Set when it ended, or when another found it dead.
+    -- When it ended, or when another runner found it dead.
     ended_at          INTEGER,
-    -- The history's last seq when it started and when it ended: its events lie between them.
+    -- The last seq of the history when it started and when it ended. Its events are in between.
     first_event       INTEGER NOT NULL,
     last_event        INTEGER
 ) STRICT;
 
 CREATE INDEX runners_not_ended ON runners (id) WHERE ended_at IS NULL;
 
--- One row a move, written by triggers, whoever makes the move: each row's from_state is the
--- to_state of the draft's row before it, and the last to_state is the draft's state. Two events
--- are not moves and leave the state as it was: 'errored' and 'refused'.
+-- One row per move. Triggers write it, so that moves by hand have one too. Each row's from_state is
+-- the to_state of the draft's row before it, and the last to_state is the draft's state. Two events
+-- are not moves and leave the state unchanged: 'errored' and 'refused'.
 CREATE TABLE history (
-    -- The order of events over all drafts. Never used twice.
+    -- The order of events over all drafts. Not reused.
     seq         INTEGER PRIMARY KEY
         CONSTRAINT "seq is a positive number" CHECK (seq BETWEEN 1 AND 1000000000000000),
     draft       INTEGER NOT NULL,  -- drafts.seq
     -- submitted   NULL to pending
-    -- imported    NULL to any state, from another inbox; decided_by says who imported it
+    -- imported    NULL to any state but processing, from another inbox; decided_by says who
+    --             imported it
     -- claimed     pending to processing, by a runner
     -- decided     processing to a terminal state, by the processor's decision
     -- deferred    processing to pending, by the processor's decision
-    -- released    processing to pending: the runner gave the draft back and charged nothing
-    -- recovered   processing to pending: its runner was dead, or nobody held it for too long
-    -- exhausted   processing to failed: as recovered, and its errors reached the budget
-    -- requeued    a terminal state to pending, by an operator
+    -- released    processing to pending: the runner returned the draft, and no error was counted
+    -- recovered   processing to pending: its runner was dead, or no runner had held it for a while
+    -- exhausted   processing to failed: as recovered, but its errors had reached the budget
+    -- requeued    a terminal state to pending, by an operator; or processing to pending, if no
+    --             runner held the draft and the move raised requeues
     -- resolved    pending, processing or a terminal state to a terminal state, by an operator
-    -- errored     the processor came to no decision; the draft stays in processing
+    -- errored     the processor failed; the draft stays in processing
     -- refused     a late result of a runner that had lost its claim; it changed nothing
-    -- deleted     the draft was deleted with its events; only this row is left of it
+    -- deleted     the draft and its events were deleted; only this row is left
     event       TEXT NOT NULL
         CONSTRAINT "event is a known event"
         CHECK (CASE event WHEN 'submitted' THEN 1 WHEN 'imported' THEN 1 WHEN 'claimed' THEN 1 WHEN 'decided' THEN 1
@@ -298,8 +304,8 @@ CREATE TABLE history (
     at          INTEGER NOT NULL,
     -- The runner that claimed, held or lost the claim: runners.id.
     runner      INTEGER,
-    -- The decision and its note; for 'requeued' and 'resolved' the output that they replaced, for
-    -- 'refused' the output that came too late.
+    -- The decision and its note. The output that the move replaced ('requeued', 'resolved'), or
+    -- that came too late ('refused').
     decision    TEXT,
     decided_by  TEXT,
     note        TEXT,
@@ -307,20 +313,20 @@ CREATE TABLE history (
     usage       TEXT,
     error_class TEXT,
     error       TEXT,
-    -- For 'deferred': this row stands for so many deferrals in a row, and at is the time of the
-    -- last. The first 20 in a row have a row each, with NULL here.
+    -- For 'deferred': the number of deferrals that this row stands for; at is the time of the last.
+    -- NULL for the first 20 deferrals in a row, which have a row each.
     repeats     INTEGER,
-    -- 1: the move was typed into a SQL shell, not made by draftq.
+    -- 1: the move was made by hand, not by draftq.
     by_hand     INTEGER NOT NULL
 ) STRICT;
 
--- Finds a draft's events, and gives its last state without a look at the table.
+-- Finds a draft's events. It holds to_state, so that the last state is read from the index alone.
 CREATE INDEX history_of_draft ON history (draft, seq, to_state);
 
 -- ── Submission ──────────────────────────────────────────────────────────────────────────────
 
--- The way in: the draft and its text in one statement. The same id is the same draft: a second
--- INSERT changes nothing. (changes() is 0 either way, as it is for every view.)
+-- To submit a draft, INSERT it here: one statement stores the draft and its text. The same id is the
+-- same draft: a second INSERT changes nothing. (changes() is 0 in both cases, as for every view.)
 CREATE VIEW submissions AS
 SELECT id, submitted_at, source_surface, source_agent, source_project, operator, provenance_uri,
        context_tags, supersedes, updated_at, revision, raw_text
@@ -330,7 +336,7 @@ CREATE TRIGGER submissions_insert_draft_and_text INSTEAD OF INSERT ON submission
 WHEN NOT EXISTS (SELECT 1 FROM drafts WHERE id = NEW.id)
  AND NOT EXISTS (SELECT 1 FROM pruned_drafts WHERE id = NEW.id)
 BEGIN
-    -- Checked here, because OR IGNORE in the outer statement skips a constraint.
+    -- Checked here and not by a constraint, because INSERT OR IGNORE would skip a constraint.
     SELECT RAISE(ABORT, 'draftq: illegal insert: a draft needs a text that is not blank')
     WHERE ifnull(trim(NEW.raw_text, char(9, 10, 13, 32)), '') = '';
     INSERT INTO drafts (seq, id, submitted_at, source_surface, source_agent, source_project,
@@ -341,14 +347,14 @@ BEGIN
             NEW.operator, NEW.provenance_uri, ifnull(NEW.context_tags, '[]'), NEW.supersedes,
             ifnull(NEW.updated_at, ifnull(NEW.submitted_at, 0)), ifnull(NEW.revision, 0),
             length(CAST(NEW.raw_text AS BLOB)));
-    -- By id: if the row above was ignored, the last rowid is another draft's.
+    -- Not by last_insert_rowid(): if the row above was ignored, that is the rowid of another draft.
     INSERT INTO draft_texts (seq, raw_text)
     VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
 END;
 
--- The way in for a draft of another inbox, in the state that it has there. It is marked for ever
--- with who imported it (imported_by), and its history here begins with that import. What happened
--- to it before is kept beside it, as a JSON array; NULL for none.
+-- To import a draft from another inbox, in the state that it has there, INSERT it here. imported_by
+-- is the name of who imports it and cannot be changed later. The draft's history begins with the
+-- import. Its earlier events are kept as a JSON array; NULL: none.
 CREATE VIEW imports AS
 SELECT id, state, submitted_at, source_surface, source_agent, source_project, operator,
        provenance_uri, context_tags, supersedes, decision, decided_by, note, output, usage,
@@ -377,7 +383,7 @@ BEGIN
     VALUES ((SELECT seq FROM drafts WHERE id = NEW.id), NEW.raw_text);
     INSERT INTO imported_histories (seq, events)
     SELECT seq, NEW.events FROM drafts WHERE id = NEW.id AND NEW.events IS NOT NULL;
-    -- Deleting what a pruned draft left behind: it is here again.
+    -- The draft is here again, so it is no longer a pruned one.
     DELETE FROM pruned_drafts WHERE id = NEW.id;
 END;
 
@@ -404,7 +410,7 @@ END;
 
 CREATE TRIGGER drafts_submitted AFTER INSERT ON drafts
 BEGIN
-    -- The draft of the last event has the last seq that was given, also if it is deleted by now.
+    -- The draft of the last event has the highest seq so far, even if the draft has been deleted.
     SELECT RAISE(ABORT, 'draftq: illegal insert: insert into submissions, which gives the seq and takes the text')
     WHERE NEW.seq <> ifnull((SELECT draft FROM history ORDER BY draft DESC LIMIT 1), 0) + 1;
     INSERT INTO history (draft, event, to_state, decided_by, at, by_hand)
@@ -417,10 +423,10 @@ END;
 
 -- ── Moves ───────────────────────────────────────────────────────────────────────────────────
 
--- One trigger for everything that an UPDATE may not do, because each trigger costs every move. It
--- runs before the UPDATE, so that an illegal move is named before a CHECK fails on its columns.
--- UPDATE OF seq would not catch SET rowid, which is the same column. A claim may lose its token,
--- but never get another.
+-- One trigger for all illegal updates, because each trigger slows every move. It runs before the
+-- UPDATE, so that the error names the illegal move and not the CHECK that would fail. The trigger is
+-- not UPDATE OF seq, because SET rowid changes the same column. A claim may lose its token, but
+-- cannot get another one.
 CREATE TRIGGER drafts_legal_moves_only BEFORE UPDATE ON drafts
 WHEN NEW.seq <> OLD.seq
   OR CASE OLD.state
@@ -445,7 +451,7 @@ BEGIN
     WHERE NEW.state = 'processing' AND OLD.state = 'processing';
     SELECT RAISE(ABORT, 'draftq: illegal move: processing to a terminal state while a runner holds the draft; wait for it, or set state = ''pending'' first')
     WHERE OLD.state = 'processing' AND NEW.decided_by IS NOT NULL;
-    -- RAISE takes only a literal before SQLite 3.47, and the refusal is to name the move.
+    -- One literal per move, because RAISE accepts no expression before SQLite 3.47.
     SELECT CASE OLD.state || ' ' || NEW.state
         WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted without a signature; set decided_by to your name as well')
         WHEN 'pending skipped'         THEN RAISE(ABORT, 'draftq: illegal move: pending to skipped without a signature; set decided_by to your name as well')
@@ -476,6 +482,13 @@ BEGIN
     END;
 END;
 
+CREATE TRIGGER drafts_held_are_not_requeued BEFORE UPDATE OF requeues ON drafts
+WHEN NEW.requeues > OLD.requeues
+ AND EXISTS (SELECT 1 FROM runners WHERE id = OLD.owner AND ended_at IS NULL)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal move: processing to pending by a requeue while a runner holds the draft; wait for the runner, or end it and use draftq requeue');
+END;
+
 CREATE TRIGGER drafts_moved AFTER UPDATE OF state, errors, decided_by ON drafts
 WHEN NEW.state <> OLD.state
   OR (NEW.state = 'processing' AND NEW.errors > OLD.errors)
@@ -491,6 +504,7 @@ BEGIN
              WHEN OLD.state <> 'processing'     THEN 'requeued'
              WHEN NEW.decision = 'deferred'     THEN 'deferred'
              WHEN NEW.decision IS NOT NULL      THEN 'decided'
+             WHEN NEW.requeues > OLD.requeues AND NEW.state = 'pending' THEN 'requeued'
              WHEN NEW.claims < OLD.claims       THEN 'released'
              WHEN NEW.state = 'pending'         THEN 'recovered'
              ELSE 'exhausted' END,
@@ -501,8 +515,8 @@ BEGIN
         NEW.decision,
         NEW.decided_by,
         CASE WHEN NEW.decision IS NOT NULL THEN NEW.note END,
-        -- What a requeue or an operator's decision replaces is kept; what a claim replaces is a
-        -- deferral's, and is not.
+        -- The output that a requeue or an operator's decision replaces is kept. The output of a
+        -- deferral, which a claim replaces, is not.
         CASE WHEN OLD.output IS NOT NULL AND OLD.state <> 'pending' AND OLD.output IS NOT NEW.output
              THEN OLD.output END,
         CASE WHEN OLD.state = 'processing' THEN NEW.usage END,
@@ -512,7 +526,7 @@ BEGIN
         CASE WHEN OLD.state = 'processing' AND NEW.decision IS NULL
                   AND NEW.errors + NEW.crashes > OLD.errors + OLD.crashes
              THEN NEW.last_error END,
-        -- It continues a sum if nothing but claims and releases has happened since.
+        -- The row continues a sum if only claims and releases came after the last deferral.
         CASE WHEN NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
              THEN ifnull((SELECT repeats FROM history
                           WHERE draft = NEW.seq AND event NOT IN ('claimed', 'released')
@@ -523,8 +537,8 @@ BEGIN
     WHERE NEW.state <> 'pending' AND NEW.state <> 'processing' AND seq = NEW.seq;
 END;
 
--- A draft that is deferred for ever leaves a bounded number of rows: the new row replaces the one
--- that stood for one deferral fewer, and the claims and releases between them.
+-- The history of a draft that is deferred again and again has a bounded number of rows: a new row
+-- that continues a sum replaces the old row of the sum, and the claims and releases between them.
 CREATE TRIGGER history_sums_up_deferrals AFTER INSERT ON history
 WHEN NEW.repeats > 1
 BEGIN
@@ -554,7 +568,7 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: the draft is not finished; decide it first, with decided_by set to your name');
 END;
 
--- The event stays, so that neither a draft's seq nor an event's is given twice.
+-- The event 'deleted' stays, so that no seq of a draft or an event is reused.
 CREATE TRIGGER drafts_delete_text_and_history AFTER DELETE ON drafts
 BEGIN
     DELETE FROM draft_texts WHERE seq = OLD.seq;
@@ -603,8 +617,8 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal delete: an imported history is deleted with its draft; delete from drafts');
 END;
 
--- A row continues its draft's history: it leaves the state that the row before it reached, and
--- reaches the state in which the draft is. So a row that is typed by hand is refused.
+-- A row must continue its draft's history: its from_state is the to_state of the row before it, and
+-- its to_state is the draft's state. So a forged row is refused.
 CREATE TRIGGER history_continues BEFORE INSERT ON history
 WHEN NEW.seq > 0
   OR NEW.from_state IS NOT (SELECT to_state FROM history WHERE draft = NEW.draft
@@ -621,11 +635,11 @@ BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: the history is only appended to');
 END;
 
--- Deleted are the events of drafts that are deleted, and what a sum of deferrals replaces. The
--- last event of all and that of the last draft stay, so that no seq is given twice.
+-- An event can be deleted only if its draft has been deleted, or if a sum of deferrals replaces it.
+-- The last event of all, and the last event of the last draft, stay, so that no seq is reused.
 CREATE TRIGGER history_is_deleted_with_its_draft BEFORE DELETE ON history
 WHEN (EXISTS (SELECT 1 FROM drafts WHERE seq = OLD.draft)
-      -- The next row that is no claim or release is a sum that continues the one before it.
+      -- The next row, apart from claims and releases, is a sum that continues the one before it.
       AND NOT ifnull(
           CASE WHEN OLD.event IN ('claimed', 'released')
                    THEN (SELECT repeats FROM history
@@ -646,10 +660,10 @@ END;
 
 -- ── Views ───────────────────────────────────────────────────────────────────────────────────
 
--- Every draft without its text, times in ISO 8601.
+-- Each draft without its text, with times in ISO 8601.
 CREATE VIEW draft_overview AS
 SELECT seq, id, state, decision, decided_by, note, output, usage,
-       claims, errors, crashes, defers, last_error_class, last_error, imported_by,
+       claims, errors, crashes, defers, requeues, last_error_class, last_error, imported_by,
        strftime('%Y-%m-%dT%H:%M:%fZ', submitted_at / 1000.0, 'unixepoch') AS submitted,
        strftime('%Y-%m-%dT%H:%M:%fZ', updated_at / 1000.0, 'unixepoch') AS updated,
        strftime('%Y-%m-%dT%H:%M:%fZ', claimed_at / 1000.0, 'unixepoch') AS claimed,
@@ -659,7 +673,7 @@ SELECT seq, id, state, decision, decided_by, note, output, usage,
        supersedes, text_bytes
 FROM drafts;
 
--- How many drafts are in each state, all six of them, in their order.
+-- The number of drafts in each of the six states, in their order.
 CREATE VIEW state_counts AS
 SELECT 'pending' AS state,
        (SELECT count(*) FROM drafts WHERE state = 'pending' AND due_at = 0)
@@ -674,7 +688,7 @@ SELECT states.state,
 FROM (SELECT 'accepted' AS state UNION ALL SELECT 'skipped' UNION ALL SELECT 'failed'
       UNION ALL SELECT 'quarantined') AS states;
 
--- What is being processed, since when, and by whom; runner is NULL where nobody holds the claim.
+-- The drafts in processing: since when, and by which runner (NULL if no runner holds the claim).
 CREATE VIEW in_flight AS
 SELECT d.id,
        strftime('%Y-%m-%dT%H:%M:%fZ', d.claimed_at / 1000.0, 'unixepoch') AS claimed,
@@ -685,7 +699,7 @@ SELECT d.id,
 FROM drafts d LEFT JOIN runners r ON r.id = d.owner
 WHERE d.state = 'processing';
 
--- Every event with its draft's id and the time in ISO 8601, in the order of seq.
+-- Each event with its draft's id and the time in ISO 8601.
 CREATE VIEW draft_history AS
 SELECT h.seq, d.id, h.event, h.from_state, h.to_state,
        strftime('%Y-%m-%dT%H:%M:%fZ', h.at / 1000.0, 'unixepoch') AS at,

@@ -182,28 +182,13 @@ impl DraftId {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::metadata::DraftSourceSurface;
-
-    fn metadata() -> DraftMetadata {
-        DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH)
-    }
-
-    fn full() -> DraftMetadata {
-        DraftMetadata {
-            source_surface: DraftSourceSurface::ClaudeMemory,
-            source_agent: Some("claude".into()),
-            source_project: Some("buildepicshit/Mimir".into()),
-            operator: Some("Zoë".into()),
-            provenance_uri: Some("file:///notes/héllo.md".into()),
-            context_tags: vec!["a".into()],
-            submitted_at: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
-        }
-    }
+    use crate::metadata::samples::{full, minimal as metadata};
 
     /// The vectors were computed by the file version, mimir-librarian 0.1.0.
     #[test]

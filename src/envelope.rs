@@ -106,27 +106,10 @@ struct EnvelopeIn {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use proptest::prelude::*;
 
     use super::*;
-
-    fn metadata() -> DraftMetadata {
-        DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH)
-    }
-
-    fn full() -> DraftMetadata {
-        DraftMetadata {
-            source_surface: DraftSourceSurface::ClaudeMemory,
-            source_agent: Some("claude".into()),
-            source_project: Some("project".into()),
-            operator: Some("Zoë".into()),
-            provenance_uri: Some("file:///notes/héllo.md".into()),
-            context_tags: vec!["a".into()],
-            submitted_at: from_unix_ms(1_700_000_000_123),
-        }
-    }
+    use crate::metadata::samples::{full, minimal as metadata};
 
     #[test]
     fn an_envelope_needs_only_its_text() {
@@ -137,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_envelope_is_refused_without_a_word_of_it() {
+    fn an_error_does_not_quote_a_bad_envelope() {
         for bad in [
             "",
             "canary",
@@ -158,7 +141,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_envelope_brings_back_the_draft(
+        fn an_envelope_gives_the_same_draft(
             text in any::<String>(),
             agent in any::<Option<String>>(),
             tags in proptest::collection::vec(any::<String>(), 0..4),

@@ -94,15 +94,16 @@ pub use runner::{
 };
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use store::claimed::{Claim, Claimed};
+pub use store::counts::StoreStats;
 pub use store::pages::DraftPage;
 pub use store::query::DraftQuery;
+pub use store::record::{DraftRecord, DraftSummary, HistoryEvent};
 pub use store::recover::Recovery;
 pub use store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 pub use store::requeue::Requeued;
 pub use store::snapshot::PendingSnapshot;
 pub use store::submission::Submission;
 pub use store::submit_batches::BatchedSubmit;
-pub use store::view::{DraftRecord, DraftSummary, HistoryEvent, StoreStats};
 pub use store::{DraftStore, DraftTransition, StoreOptions};
 pub use sweep::{
     EXTENSIONS as SWEEP_EXTENSIONS, SkipReason, SkippedFile, SweepDrafts, SweepFiles, SweepOptions,

@@ -187,3 +187,28 @@ mod tests {
         }
     }
 }
+
+/// Metadata for tests.
+#[cfg(test)]
+pub(crate) mod samples {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::{DraftMetadata, DraftSourceSurface};
+
+    pub(crate) fn minimal() -> DraftMetadata {
+        DraftMetadata::new(DraftSourceSurface::Cli, UNIX_EPOCH)
+    }
+
+    /// A value in every field.
+    pub(crate) fn full() -> DraftMetadata {
+        DraftMetadata {
+            source_surface: DraftSourceSurface::ClaudeMemory,
+            source_agent: Some("claude".into()),
+            source_project: Some("buildepicshit/Mimir".into()),
+            operator: Some("Zoë".into()),
+            provenance_uri: Some("file:///notes/héllo.md".into()),
+            context_tags: vec!["a".into()],
+            submitted_at: UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+        }
+    }
+}

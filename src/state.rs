@@ -63,8 +63,8 @@ impl DraftState {
         !matches!(self, Self::Pending | Self::Processing)
     }
 
-    /// Whether a runner may move a draft from this state to `to`. (An operator's requeue, from a
-    /// terminal state to pending, is not a runner's move.)
+    /// Whether a runner may move a draft from this state to `to`. (An operator's requeue of a
+    /// finished draft is not a runner's move.)
     #[must_use]
     pub fn runner_may_move_to(self, to: Self) -> bool {
         match self {
@@ -83,7 +83,7 @@ impl fmt::Display for DraftState {
 
 /// The text names no state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a state is one of pending, processing, accepted, skipped, failed, quarantined")]
+#[error("expected one of pending, processing, accepted, skipped, failed, quarantined")]
 pub struct NotADraftState;
 
 impl FromStr for DraftState {

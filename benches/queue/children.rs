@@ -72,7 +72,7 @@ impl Answering {
 /// wait for the end.
 fn drain(path: &Path) -> Outcome<()> {
     let store = DraftStore::open(path)?;
-    let runner = Runner::new(&store, "bench").most_items(0);
+    let runner = Runner::new(&store, "bench").max_items(0);
     let mut out = std::io::stdout();
     writeln!(out, "ready")?;
     std::io::stdin().read_line(&mut String::new())?;
@@ -97,7 +97,7 @@ fn watch(path: &Path) -> Outcome<()> {
         }
     }
     let store = DraftStore::open(path)?;
-    let runner = Runner::new(&store, "bench").most_items(0);
+    let runner = Runner::new(&store, "bench").max_items(0);
     let cancellation = Cancellation::default();
     let mut waiter = Waiter::new(&store)?;
     loop {

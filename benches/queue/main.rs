@@ -532,7 +532,7 @@ impl DraftProcessor for Trivial {
 }
 
 fn drain(store: &DraftStore, limit: usize) -> Outcome<()> {
-    let runner = Runner::new(store, "bench").most_items(0).limit(limit);
+    let runner = Runner::new(store, "bench").max_items(0).limit(limit);
     let report = runner.run_one(&mut Trivial, SystemTime::now());
     if let Some(error) = report.stopped_by {
         return Err(error.into());

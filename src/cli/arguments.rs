@@ -11,17 +11,17 @@ use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
 use super::input::not_utf8;
 
-/// A whole number. The standard library's own errors speak of digits and types.
+/// A whole number, with an error that users understand.
 pub fn zero_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
 }
 
-/// The same for a type that has no zero.
+/// As above, for a type without zero.
 pub fn one_or_more<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number, 1 or more".to_owned())
 }
 
-/// So many seconds, at most 136 years: a longer wait would go past the end of the clock.
+/// A number of seconds, at most 136 years, because the clock cannot represent a longer wait.
 pub fn seconds(number: u64) -> Duration {
     Duration::from_secs(number.min(u32::MAX.into()))
 }
@@ -42,7 +42,7 @@ pub fn surface(text: &str) -> Result<DraftSourceSurface, String> {
     })
 }
 
-/// A time, or an age: so long ago.
+/// A time, or an age, which is subtracted from the current time.
 pub fn time_or_age(text: &str) -> Result<SystemTime, String> {
     if let Ok(age) = humantime::parse_duration(text) {
         return Ok(SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));

@@ -48,7 +48,7 @@ impl GlobalOptions {
     }
 }
 
-/// What every command is given.
+/// What every command receives.
 #[derive(Debug)]
 pub struct Context {
     global: GlobalOptions,

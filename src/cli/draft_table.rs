@@ -1,4 +1,4 @@
-//! Drafts as a table, a line each.
+//! A table of drafts, one line per draft.
 
 use std::borrow::Cow;
 

@@ -12,7 +12,7 @@ pub fn open(path: &Path) -> Result<File, Failure> {
     File::open(path).map_err(|error| cannot_read(path, error))
 }
 
-/// What the user named `name` cannot be read.
+/// The failure to read the input that messages call `name`.
 pub fn cannot_read(name: impl Into<PathBuf>, source: io::Error) -> Failure {
     LibrarianError::Io { doing: "read", path: name.into(), source }.into()
 }

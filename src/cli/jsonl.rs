@@ -1,4 +1,4 @@
-//! Drafts from a JSONL text, one JSON envelope a line.
+//! Drafts from a JSONL text, one JSON envelope per line.
 
 use std::io::{self, BufRead, Read as _};
 
@@ -30,8 +30,8 @@ pub struct Lines<'a, R> {
 }
 
 impl<'a, R: BufRead> Lines<'a, R> {
-    /// The lines of `reader`, which messages call `name`. What an envelope leaves out comes from
-    /// `defaults`.
+    /// The lines of `reader`, which messages call `name`. Values that are
+    /// absent from an envelope come from `defaults`.
     pub fn new(
         reader: R,
         name: &'a str,
@@ -57,7 +57,7 @@ impl<'a, R: BufRead> Lines<'a, R> {
                 self.reader.skip_until(b'\n')?;
                 return Ok(Some(Line::Bad { number, reason }));
             }
-            // Without the line break, so that an error does not speak of a second line.
+            // Without the line break, so that an error does not name a second line.
             let line = self.line.trim_ascii_end();
             if line.is_empty() {
                 continue;

@@ -10,10 +10,10 @@ use super::failure::Failure;
 use super::selection::{Selection, for_each_page};
 use super::unreadable::Unreadable;
 
-/// So many drafts are listed unless --limit says otherwise.
+/// The most drafts that are listed without --limit.
 const DEFAULT_LIMIT: usize = 50;
 
-/// List drafts, the last submitted first.
+/// List drafts, newest first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -1,5 +1,5 @@
 //! The command line: one file per command, with its arguments and its help beside its code.
-//! What several commands share is in files named after it.
+//! Parts that several commands share are in files of their own.
 
 mod arguments;
 mod completions;
@@ -21,9 +21,9 @@ mod run_progress;
 mod selection;
 mod show;
 mod signals;
-mod staging;
 mod stats;
 mod submit;
+mod submit_files;
 mod submit_jsonl;
 mod summary;
 mod sweep;
@@ -62,8 +62,8 @@ Exit codes:
   0  done                       70  the run met errors, or drafts were deferred
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
-  66 no such draft, file or     75  database busy, try again
-     database                   78  database of another program, of another
+  66 no such draft, file,       75  database busy, try again
+     program or database        78  database of another program, of another
   129, 130, 131, 143                version, or that others could change
      ended by a second signal")]
 struct Arguments {

@@ -16,10 +16,11 @@ use super::arguments::{one_or_more, seconds, zero_or_more};
 use super::failure::Failure;
 use super::signals;
 
-/// More workers than this are most likely a typing error: each is a thread and a program.
+/// The most workers. A larger number is most likely a typing error, because each worker is a thread
+/// and a program.
 const MAX_JOBS: usize = 1024;
 
-/// What decides about the drafts, and how it is run.
+/// The processor and its options.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("processor").required(true)))]
 pub struct Processing {
@@ -44,11 +45,11 @@ pub struct Processing {
     /// How many programs run at the same time.
     #[arg(long, value_name = "N", default_value = "1", value_parser = jobs)]
     jobs: NonZeroUsize,
-    /// Reclaim drafts in processing that no runner holds after this time.
+    /// Recover drafts in processing that no runner holds after this time.
     #[arg(long, value_name = "SECS", default_value_t = DEFAULT_PROCESSING_STALE_SECS)]
     #[arg(value_parser = zero_or_more::<u64>)]
     stale_processing_secs: u64,
-    /// Move a draft to `failed` after this many errors; 0 is no limit.
+    /// Move a draft to `failed` after this many errors; 0 means no limit.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ERRORS)]
     #[arg(value_parser = zero_or_more::<u32>)]
     max_errors: u32,
@@ -100,14 +101,14 @@ impl Processing {
             .cancellation(cancellation.clone())
     }
 
-    /// A cancellation that the first signal asks for.
+    /// A cancellation that the first signal requests.
     pub fn cancellation_by_signal(&self) -> Result<Cancellation, Failure> {
         let cancellation = Cancellation::default();
         signals::cancel_on_signal(&cancellation, self.grace_secs.map(seconds))?;
         Ok(cancellation)
     }
 
-    /// After this time a draft is reclaimed that no runner holds.
+    /// The age at which a claim that no runner holds is recovered.
     pub fn stale_after(&self) -> Duration {
         Duration::from_secs(self.stale_processing_secs)
     }

@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// Show so many as done, with a message.
+    /// Show this many as done, with a message.
     pub fn set(&self, done: usize, message: String) {
         if let Some(bar) = &self.0 {
             bar.set_position(u64::try_from(done).unwrap_or(u64::MAX));

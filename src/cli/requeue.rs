@@ -1,4 +1,4 @@
-//! `draftq requeue`: finished drafts back to pending.
+//! `draftq requeue`: drafts back to pending.
 
 use std::io;
 use std::process::ExitCode;
@@ -18,14 +18,17 @@ use super::terminal::{stderr_is_terminal, stdin_is_terminal};
 use super::unreadable::Unreadable;
 use super::wording::{count, was_or_were};
 
-/// Put finished drafts back to pending, to be processed again.
+/// Put drafts back to pending, to be processed again.
 ///
-/// A requeued draft keeps its place in the order of submission and its history, and its error count
+/// A requeued draft keeps its history and its place in the order of submission. Its error count
 /// starts anew.
 ///
-/// If only ids are given and one of the drafts cannot be requeued, none is. With filters, finished
-/// drafts are selected unless --state says otherwise; they are requeued in batches. Drafts in
-/// processing are never requeued. Filters without ids ask for confirmation on a terminal; elsewhere
+/// A draft in processing can be requeued unless a live runner holds it. So a draft whose processor
+/// failed need not wait until it is tried again.
+///
+/// If only ids are given and one of the drafts cannot be requeued, none is. Filters select finished
+/// drafts unless --state says otherwise; the drafts are requeued in batches, and those that a live
+/// runner holds are left alone. Filters without ids ask for confirmation on a terminal; elsewhere
 /// they need --yes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -33,6 +36,7 @@ Examples:
   draftq requeue 5c1d06e9
   draftq requeue --state failed --error-class exit --since 2h --of updated
   draftq requeue --state failed --processor judge@1 --dry-run
+  draftq requeue --state processing --error-class exit --yes
   draftq requeue --state skipped --project billing --yes")]
 pub struct Requeue {
     /// List and count the drafts, and change nothing.
@@ -51,6 +55,8 @@ struct WouldRequeue {
     id: String,
     from: DraftState,
     state: DraftState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_by: Option<i64>,
     dry_run: bool,
 }
 
@@ -60,12 +66,6 @@ impl Requeue {
         if !selection.has_ids() && !selection.has_filters() {
             return Err(Failure::usage(
                 "no drafts are selected; give ids, or filters such as --state failed",
-            ));
-        }
-        if selection.states().contains(&DraftState::Processing) {
-            return Err(Failure::usage(
-                "drafts in processing cannot be requeued; wait until their run ends, or until \
-                 they are recovered",
             ));
         }
         let output = context.output();
@@ -94,7 +94,7 @@ impl Requeue {
                 message("draftq: nothing was requeued");
                 return Ok(ExitCode::SUCCESS);
             }
-            // Not more than the answer was about.
+            // At most as many as the user confirmed.
             limit = Some(drafts);
         }
         let mut printed = Printed::new(output);
@@ -111,7 +111,7 @@ impl Requeue {
         }
     }
 
-    /// The drafts that a requeue of this selection is about.
+    /// The drafts to requeue.
     fn query(&self, store: &DraftStore) -> Result<DraftQuery, Failure> {
         let query = self.selection.query(store)?;
         Ok(match self.selection.states() {
@@ -125,30 +125,51 @@ impl Requeue {
     /// List what would be requeued.
     fn list(&self, store: &DraftStore, output: Output) -> Result<(), Failure> {
         let query = self.query(store)?;
+        let mut held = 0;
         let drafts = visit(store, &query, self.selection.limit(None), |drafts| {
-            let processing = drafts.iter().find(|draft| draft.state == DraftState::Processing);
-            if let Some(draft) = processing {
-                return Err(LibrarianError::DraftInProcessing { id: draft.id }.into());
+            let mut lines = Vec::new();
+            for draft in drafts {
+                let held_by = self.held_by(store, draft)?;
+                held += usize::from(held_by.is_some());
+                let state = if held_by.is_some() { draft.state } else { DraftState::Pending };
+                let (id, from) = (draft.id.to_hex(), draft.state);
+                lines.push(WouldRequeue { id, from, state, held_by, dry_run: true });
             }
-            if !output.is_json() {
-                return output.text(&draft_table(drafts));
+            if output.is_json() {
+                return output.json_lines(&lines);
             }
-            let lines: Vec<WouldRequeue> = drafts
-                .iter()
-                .map(|draft| WouldRequeue {
-                    id: draft.id.to_hex(),
-                    from: draft.state,
-                    state: DraftState::Pending,
-                    dry_run: true,
-                })
-                .collect();
-            output.json_lines(&lines)
+            output.text(&draft_table(drafts))
         })?;
         if !output.is_json() {
+            let would = count(drafts - held, "draft");
             output
-                .text(&format!("Would requeue {}; nothing was changed.", count(drafts, "draft")))?;
+                .text(&format!("Would requeue {would}{}; nothing was changed.", and_held(held)))?;
         }
         Ok(())
+    }
+
+    /// The live runner that holds the draft. If only ids were given, that is an error, as it is
+    /// without --dry-run.
+    fn held_by(&self, store: &DraftStore, draft: &DraftSummary) -> Result<Option<i64>, Failure> {
+        if draft.state != DraftState::Processing {
+            return Ok(None);
+        }
+        match store.check_requeue(draft.id) {
+            Ok(()) => Ok(None),
+            Err(LibrarianError::DraftHeld { runner, .. }) if self.selection.has_filters() => {
+                Ok(Some(runner))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The part of a sentence about drafts that live runners hold.
+fn and_held(held: usize) -> String {
+    match held {
+        0 => String::new(),
+        1 => "; 1 is held by a live runner".to_owned(),
+        held => format!("; {held} are held by live runners"),
     }
 }
 
@@ -175,25 +196,28 @@ fn asked(question: &str) -> Result<bool, Failure> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
-/// The answers about requeued drafts.
+/// Prints the results, and counts them.
 struct Printed {
     output: Output,
     moved: usize,
     pending: usize,
-    /// Why answers can no longer be printed. Drafts are requeued all the same.
+    held: usize,
+    /// Why results can no longer be printed. The drafts are requeued nevertheless.
     failure: Option<Failure>,
 }
 
 impl Printed {
     fn new(output: Output) -> Self {
-        Self { output, moved: 0, pending: 0, failure: None }
+        Self { output, moved: 0, pending: 0, held: 0, failure: None }
     }
 
     fn add(&mut self, requeued: &[Requeued]) {
         let pending = requeued.iter().filter(|draft| draft.from == DraftState::Pending).count();
+        let held = requeued.iter().filter(|draft| draft.held_by.is_some()).count();
         self.pending += pending;
-        self.moved += requeued.len() - pending;
-        // After a failure nothing more is printed: a gap in the answers would not be noticed.
+        self.held += held;
+        self.moved += requeued.len() - pending - held;
+        // After a failure nothing more is printed, because a gap would not be noticed.
         if self.output.is_json() && self.failure.is_none() {
             self.failure = self.output.json_lines(requeued).err();
         }
@@ -209,12 +233,11 @@ impl Printed {
     fn end(mut self) -> Result<ExitCode, Failure> {
         if !self.output.is_json() {
             let moved = count(self.moved, "draft");
-            let text = match self.pending {
-                0 => format!("Requeued {moved}."),
-                pending => {
-                    format!("Requeued {moved}; {pending} {} pending already.", was_or_were(pending))
-                }
+            let pending = match self.pending {
+                0 => String::new(),
+                pending => format!("; {pending} {} pending already", was_or_were(pending)),
             };
+            let text = format!("Requeued {moved}{pending}{}.", and_held(self.held));
             self.failure = self.output.text(&text).err();
         }
         match self.failure.take() {

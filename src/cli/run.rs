@@ -15,15 +15,15 @@ use super::failure::{EX_SOFTWARE, Failure};
 use super::processing::Processing;
 use super::provenance::Provenance;
 use super::run_progress::RunProgress;
-use super::staging::Staging;
+use super::submit_files::SubmitFiles;
 use super::summary::{RunDocument, to_text};
 
 /// Process the pending drafts, once.
 ///
-/// The run reclaims what dead runs left, then claims the pending drafts one by one, first in, first
-/// out. The program decides about each draft, and the run stores the decision. Drafts that are
-/// submitted meanwhile are left for the next run. The exit code is 70 if there were errors or
-/// deferrals.
+/// The run recovers the drafts of dead runners, then claims the pending drafts one by one, in order
+/// of submission. The program decides about each draft, and the run stores the decision. Drafts
+/// that are submitted meanwhile are left for the next run. The exit code is 70 if there were errors
+/// or deferrals.
 #[derive(Debug, Args)]
 #[command(override_usage = "draftq run [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
@@ -53,20 +53,18 @@ impl Run {
         let mut processors = self.processing.processors()?;
         if self.sweep.is_empty() && self.provenance.is_given() {
             return Err(Failure::usage(
-                "the flags that say where drafts came from need --sweep; give it, or leave them \
-                 out",
+                "flags such as --agent and --project describe the drafts of --sweep; give --sweep, or \
+                 leave them out",
             ));
         }
-        let staging = match self.sweep.as_slice() {
+        let files = match self.sweep.as_slice() {
             [] => None,
-            paths => Some(Staging::new(paths, &self.provenance, context)?),
+            paths => Some(SubmitFiles::new(paths, &self.provenance, context)?),
         };
         let store = context.store()?;
         let cancellation = self.processing.cancellation_by_signal()?;
-        let staged = match &staging {
-            Some(staging) => {
-                Some(staging.submit(&store, context.shows_progress(), &cancellation)?)
-            }
+        let swept = match &files {
+            Some(files) => Some(files.submit(&store, context.shows_progress(), &cancellation)?),
             None => None,
         };
 
@@ -86,11 +84,11 @@ impl Run {
 
         let output = context.output_for_scripts();
         if output.is_json() {
-            let sweep = staged.as_ref();
+            let sweep = swept.as_ref();
             output.json(&RunDocument { processor: processors.name, summary: &summary, sweep })?;
         } else {
-            if let Some(staged) = &staged {
-                output.text(&staged.to_text())?;
+            if let Some(swept) = &swept {
+                output.text(&swept.to_text())?;
             }
             output.text(&to_text(&summary, begun.elapsed(), self.processing.stale_after()))?;
         }

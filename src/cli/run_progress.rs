@@ -16,7 +16,7 @@ pub struct RunProgress {
 }
 
 impl RunProgress {
-    /// A bar if it is wanted, for a run that claims at most so many drafts.
+    /// A bar if it is wanted, for a run that claims at most this many drafts.
     pub fn new(wanted: bool, limit: usize) -> Self {
         Self { wanted, limit, bar: Mutex::new(None) }
     }

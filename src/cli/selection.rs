@@ -1,4 +1,4 @@
-//! Which drafts a command is about: the same options for every command that takes several.
+//! Selects drafts: the same options for every command that works on several drafts.
 
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use super::arguments::{surface, time_or_age, utf8_argument, zero_or_more};
 use super::failure::Failure;
 use super::unreadable::Unreadable;
 
-/// At most this many of the ids that begin alike are named.
+/// The most ids that an error about an ambiguous id lists.
 const MAX_CANDIDATES: usize = 8;
 
 /// Drafts by id and by filters. A draft is selected if it has one of the ids, if any are given,
@@ -25,7 +25,7 @@ pub struct Selection {
     /// Only these drafts: ids, or the first digits of ids.
     #[arg(value_name = "ID", help_heading = None::<&str>)]
     ids: Vec<String>,
-    /// Only in these states: one, or several with commas between them.
+    /// Only in these states, separated by commas.
     #[arg(long = "state", value_name = "STATE", value_delimiter = ',')]
     states: Vec<DraftState>,
     /// Only of this agent.
@@ -40,15 +40,16 @@ pub struct Selection {
     /// Only with this tag.
     #[arg(long, value_name = "TAG", allow_hyphen_values = true, value_parser = utf8_argument())]
     tag: Option<String>,
-    /// Only since then: an age such as 90s, 2h or 7d, or a time such as 2026-11-20 or
-    /// 2026-11-20T08:30:00Z (UTC if it has no offset).
+    /// Only drafts submitted at this time or later (with --of updated: last changed). An age such
+    /// as 90s, 2h or 7d, or a time such as 2026-11-20 or 2026-11-20T08:30:00Z (UTC if it has no
+    /// offset).
     #[arg(long, value_name = "WHEN", value_parser = time_or_age)]
     since: Option<SystemTime>,
-    /// Only before then: an age or a time, as for --since.
+    /// Only drafts submitted before this time (with --of updated: last changed).
     #[arg(long, value_name = "WHEN", value_parser = time_or_age)]
     until: Option<SystemTime>,
-    /// Which time --since and --until are about: when a draft was submitted, or when it last
-    /// changed [default: submitted].
+    /// The time that --since and --until compare: of the submission, or of the last change
+    /// [default: submitted].
     #[arg(long, value_name = "TIME", requires = "since_or_until")]
     of: Option<TimeOf>,
     /// Only with a last error of this class, such as exit, timeout or protocol.
@@ -66,11 +67,11 @@ pub struct Selection {
     /// Only with a match of this regular expression in the text.
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, value_parser = regex)]
     grep: Option<Regex>,
-    /// At most this many drafts; 0 is all [default: 50 for list, else all].
+    /// At most this many drafts; 0 means all [default: 50 for list, otherwise all].
     #[arg(long, value_name = "N", value_parser = zero_or_more::<usize>)]
     #[arg(allow_negative_numbers = true)]
     limit: Option<usize>,
-    /// First the drafts that were submitted first, in the order in which they are processed.
+    /// Oldest first, which is the order of processing [default: newest first].
     #[arg(long)]
     oldest: bool,
 }
@@ -86,7 +87,7 @@ impl Selection {
         !self.ids.is_empty()
     }
 
-    /// Whether drafts are selected by more than their ids.
+    /// Whether any filter was given.
     pub fn has_filters(&self) -> bool {
         !self.states.is_empty()
             || self.agent.is_some()
@@ -102,12 +103,12 @@ impl Selection {
             || self.grep.is_some()
     }
 
-    /// Whether drafts are selected by their texts, so that finding them takes longer.
+    /// Whether drafts are selected by their texts, which takes longer.
     pub fn reads_texts(&self) -> bool {
         self.grep.is_some()
     }
 
-    /// The states that were asked for; empty for all.
+    /// The states that were given; empty for all.
     pub fn states(&self) -> &[DraftState] {
         &self.states
     }
@@ -121,7 +122,7 @@ impl Selection {
         }
     }
 
-    /// The ids of the drafts that were named.
+    /// The ids that were given, in full.
     pub fn named(&self, store: &DraftStore) -> Result<Vec<DraftId>, Failure> {
         self.ids.iter().map(|id| find_draft(store, id)).collect()
     }
@@ -186,8 +187,7 @@ pub struct Visited {
     pub more: bool,
 }
 
-/// Read page after page, each in a short transaction, until there are as many drafts as the limit
-/// says.
+/// Read page after page, each in a short transaction, up to the limit.
 pub fn for_each_page<R>(
     query: DraftQuery,
     limit: Option<usize>,
@@ -203,8 +203,8 @@ pub fn for_each_page<R>(
         let page = page(&query)?;
         visited.drafts += page.rows.len();
         visited.more = page.next.is_some();
-        left = left.saturating_sub(page.rows.len() + page.passed_over.len());
-        unreadable.note_rows(&page.passed_over);
+        left = left.saturating_sub(page.rows.len() + page.unreadable.len());
+        unreadable.note_rows(&page.unreadable);
         if !page.rows.is_empty() {
             visit(&page.rows, unreadable)?;
         }
@@ -231,7 +231,7 @@ fn regex(text: &str) -> Result<Regex, String> {
     })
 }
 
-/// The draft that an argument means: by its id, or by the first digits of it.
+/// The draft with this id, or the only draft whose id begins with these digits.
 pub fn find_draft(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
     let prefix = text.to_ascii_lowercase();
     let shown = draftq::escape_line(text);

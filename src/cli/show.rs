@@ -1,4 +1,4 @@
-//! `draftq show`: all that is known of one draft.
+//! `draftq show`: everything about one draft.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -86,7 +86,7 @@ impl Show {
     }
 }
 
-/// What is known of a draft, a line each.
+/// The fields of a draft, one per line.
 fn record_text(record: &DraftRecord) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -157,6 +157,8 @@ fn history_text(history: &[HistoryEvent]) -> String {
             (false, Some(runner)) => Cow::from(format!("runner {runner}")),
             (false, None) => Cow::from(""),
         };
+        // The runner of this event is the one that had held the draft.
+        let by = if event.event == "requeued" && !event.by_hand { "operator".into() } else { by };
         let what = match (&event.error, &event.note, event.decision) {
             (Some(error), ..) => Cow::from(error.lines().next().unwrap_or_default()),
             (None, Some(note), _) => Cow::from(note.as_str()),

@@ -1,4 +1,4 @@
-//! Signals: the first ends a run after the drafts in hand, the second at once.
+//! Signals: the first ends a run after the current drafts, the second ends it at once.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub fn survive_the_file_size_limit() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ask for the cancellation at the first signal: the drafts in hand are finished, nothing more is
+/// Request the cancellation at the first signal: the current drafts are finished, and no more are
 /// claimed. After the grace period the running programs are killed. A second signal kills them at
 /// once and ends this process; its claims are then recovered like those of any dead runner.
 pub fn cancel_on_signal(
@@ -42,7 +42,7 @@ pub fn cancel_on_signal(
             if cancellation.is_cancelled() {
                 kill_running_programs_and_exit(128 + signal);
             }
-            message("draftq: finishing the drafts in hand; signal again to stop at once");
+            message("draftq: finishing the current drafts; send the signal again to stop at once");
             cancellation.cancel();
             if let Some(grace) = grace {
                 thread::spawn(move || kill_after(grace));
@@ -53,8 +53,8 @@ pub fn cancel_on_signal(
     Ok(())
 }
 
-/// Whether SIGHUP was ignored when this program was started, as `nohup` does. If that cannot be
-/// found out, it counts as ignored and stays ignored.
+/// Whether SIGHUP was ignored when this program was started (`nohup` does that). If this cannot be
+/// determined, SIGHUP counts as ignored and stays ignored.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status")
         .ok()
@@ -65,7 +65,7 @@ fn is_hangup_ignored() -> bool {
 }
 
 fn kill_after(grace: Duration) {
-    // Nobody asks for this cancellation, so this only waits.
+    // This cancellation is never requested, so this only waits.
     let _ = Cancellation::default().wait_until(Instant::now() + grace);
     kill_running_programs();
 }

@@ -11,7 +11,7 @@ use super::context::Context;
 use super::failure::Failure;
 use super::wording::{duration, time};
 
-/// Count drafts by state, and show what waits for how long.
+/// Count drafts by state, and show how long they have waited.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -50,14 +50,14 @@ pub struct Submit {
     /// Read the text from a file; it is kept byte for byte.
     #[arg(long, value_name = "PATH", conflicts_with = "jsonl")]
     file: Option<PathBuf>,
-    /// Read many drafts, one JSON envelope a line; `-` is standard input.
+    /// Read many drafts, one JSON envelope per line; `-` is standard input.
     #[arg(long, value_name = "PATH")]
     jsonl: Option<PathBuf>,
     /// With --jsonl: leave out bad lines, and store the others.
     #[arg(long, requires = "jsonl", conflicts_with_all = ["text", "file", "stdin"])]
     skip_bad: bool,
-    /// With --jsonl: store all lines in one transaction, or none. Nobody else can write while the
-    /// input is read, so do not use it with a slow pipe.
+    /// With --jsonl: store all lines in one transaction, or none. No other process can write while
+    /// the input is read, so do not use it with a slow pipe.
     #[arg(long, requires = "jsonl", conflicts_with_all = ["text", "file", "stdin"])]
     atomic: bool,
     #[command(flatten)]
@@ -91,7 +91,7 @@ impl Submit {
 
     fn read_text(&self, limit: usize) -> Result<String, Failure> {
         if !self.stdin.is_empty() && self.stdin != ["-"] {
-            // The words are not repeated: they may be the draft.
+            // The words are not repeated, because they may be the draft.
             return Err(Failure::usage(
                 "the only word that submit accepts is - (standard input); give a text with \
                  --text 'TEXT' (in quotes), or a file with --file PATH",

@@ -14,10 +14,10 @@ use super::messages::message;
 use super::output::Output;
 use super::wording::{count, is_or_are};
 
-/// At most this many bad lines are named one by one.
+/// The most bad lines that are named one by one.
 const NAMED_LINES: usize = 20;
 
-/// So many answers are printed with one write.
+/// The number of answers that are printed with one write.
 const ANSWERS_PER_WRITE: usize = 1_000;
 
 /// Submit the drafts of a JSONL file; `-` is standard input.
@@ -54,7 +54,7 @@ pub fn submit_jsonl(
 
 /// What was done with the lines so far.
 struct JsonlSubmission<'n> {
-    /// What messages call the input.
+    /// The name of the input in messages.
     name: &'n str,
     output: Output,
     skip_bad: bool,
@@ -63,7 +63,7 @@ struct JsonlSubmission<'n> {
     first_bad: Option<usize>,
     created: usize,
     present: usize,
-    /// Why answers can no longer be printed. Drafts are stored all the same.
+    /// Why answers can no longer be printed. The drafts are stored nevertheless.
     print_failure: Option<Failure>,
 }
 
@@ -150,7 +150,7 @@ impl JsonlSubmission<'_> {
         let created = stored.iter().filter(|submission| submission.created).count();
         self.created += created;
         self.present += stored.len() - created;
-        // After a failure nothing more is printed: a gap in the answers would not be noticed.
+        // After a failure nothing more is printed, because a gap would not be noticed.
         if self.output.is_json() && self.print_failure.is_none() {
             let mut parts = stored.chunks(ANSWERS_PER_WRITE);
             self.print_failure = parts.find_map(|part| self.output.json_lines(part).err());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use draftq::DraftRunSummary;
 use serde::Serialize;
 
-use super::staging::StagingSummary;
+use super::submit_files::SweepSummary;
 use super::wording::{count, duration};
 
 /// The summary of a run as JSON.
@@ -14,10 +14,10 @@ pub struct RunDocument<'a> {
     pub processor: &'a str,
     pub summary: &'a DraftRunSummary,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sweep: Option<&'a StagingSummary>,
+    pub sweep: Option<&'a SweepSummary>,
 }
 
-/// How many drafts were decided how: "3 accepted, 1 deferred".
+/// The number of drafts for each result: "3 accepted, 1 deferred".
 pub fn decisions(summary: &DraftRunSummary) -> String {
     let parts = [
         (summary.accepted, "accepted"),
@@ -41,7 +41,7 @@ pub fn to_text(summary: &DraftRunSummary, took: Duration, stale_after: Duration)
     let mut lines = Vec::new();
     if summary.recovered_processing > 0 {
         let drafts = count(summary.recovered_processing, "draft");
-        lines.push(format!("Reclaimed {drafts} from dead or stale runs."));
+        lines.push(format!("Recovered {drafts} from dead or stale runs."));
     }
     if summary.exhausted > 0 {
         let drafts = count(summary.exhausted, "draft");
@@ -65,7 +65,7 @@ pub fn to_text(summary: &DraftRunSummary, took: Duration, stale_after: Duration)
     }
     if summary.claim_misses > 0 {
         let drafts = count(summary.claim_misses, "draft");
-        lines.push(format!("Another runner took {drafts}."));
+        lines.push(format!("Another runner claimed {drafts} first."));
     }
     if summary.errors > 0 {
         lines.push(format!(

@@ -9,7 +9,7 @@ use draftq::Cancellation;
 use super::context::Context;
 use super::failure::Failure;
 use super::provenance::Provenance;
-use super::staging::Staging;
+use super::submit_files::SubmitFiles;
 use super::wording::{count, is_or_are};
 
 /// Submit the text files below a path: .md, .markdown and .txt.
@@ -39,10 +39,10 @@ pub struct Sweep {
 impl Sweep {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let paths: Vec<PathBuf> = self.path.into_iter().chain(self.paths).collect();
-        let staging = Staging::new(&paths, &self.provenance, context)?;
+        let files = SubmitFiles::new(&paths, &self.provenance, context)?;
         // A signal simply ends a sweep: the next sweep submits what is missing.
         let never = Cancellation::default();
-        let summary = staging.submit(&context.store()?, context.shows_progress(), &never)?;
+        let summary = files.submit(&context.store()?, context.shows_progress(), &never)?;
         let output = context.output_for_scripts();
         let printed = match output.is_json() {
             true => output.json(&summary),

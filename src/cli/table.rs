@@ -70,7 +70,7 @@ impl Table {
     }
 }
 
-/// The first so many characters, with an ellipsis if there are more.
+/// The first characters of a text, up to this number, with an ellipsis if there are more.
 fn shorten(text: &str, characters: usize) -> Cow<'_, str> {
     match text.char_indices().nth(characters) {
         None => Cow::Borrowed(text),

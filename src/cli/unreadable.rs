@@ -8,7 +8,7 @@ use super::wording::count;
 /// In place of a value that cannot be read.
 pub const UNREADABLE: &str = "(unreadable)";
 
-/// At most this many drafts that cannot be read in full are named one by one.
+/// The most drafts that are named one by one.
 const MAX_NAMED: usize = 5;
 
 /// Drafts with columns that cannot be read, and rows that cannot be read at all.

@@ -1,4 +1,4 @@
-//! `draftq watch`: process what is pending, and what comes in, until a signal ends it.
+//! `draftq watch`: process pending drafts and new ones until a signal.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ const MAX_ITEMS: usize = 1_000;
 /// Process the pending drafts, and wait for more, until a signal.
 ///
 /// The signals are SIGINT, SIGTERM, SIGHUP and SIGQUIT. Prints a line for each iteration that did
-/// something. After an error it goes on.
+/// something. It continues after errors.
 #[derive(Debug, Args)]
 #[command(override_usage = "draftq watch [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
@@ -47,7 +47,7 @@ impl Watch {
         let store = context.store()?;
         let cancellation = self.processing.cancellation_by_signal()?;
         let runner =
-            self.processing.runner(&store, processors.name, &cancellation).most_items(MAX_ITEMS);
+            self.processing.runner(&store, processors.name, &cancellation).max_items(MAX_ITEMS);
         // If the file is replaced, the runner must be able to close it.
         drop(store);
         let output = context.output_for_scripts();
@@ -60,7 +60,7 @@ impl Watch {
                     report.stopped_by.map(go_on_after).transpose()?;
                 }
                 WatchEvent::Failed(error) => go_on_after(error)?,
-                // Any error: somebody may be creating the file at this moment.
+                // Whatever the error, because another process may be creating the file.
                 WatchEvent::CannotReopen(error) => report_and_go_on(&error),
                 WatchEvent::Replaced { path } => message(&format!(
                     "draftq: the database {} was removed or replaced; closed it, and waiting for \
@@ -70,7 +70,7 @@ impl Watch {
                 WatchEvent::Reopened { path } => {
                     message(&format!("draftq: opened the new database {}", path.display()));
                 }
-                // A newer library may tell more.
+                // Events that the library adds later.
                 _ => {}
             }
             Ok::<(), Failure>(())
@@ -96,7 +96,7 @@ impl Watch {
     }
 }
 
-/// Go on after an error of an iteration, except if the file must not be used any more.
+/// Continue after an error of an iteration, unless the file must not be used any more.
 fn go_on_after(error: LibrarianError) -> Result<(), Failure> {
     if error.kind() == ErrorKind::ForeignDatabase {
         return Err(error.into());
@@ -106,5 +106,5 @@ fn go_on_after(error: LibrarianError) -> Result<(), Failure> {
 }
 
 fn report_and_go_on(error: &LibrarianError) {
-    message(&format!("draftq: {error}; the watch goes on"));
+    message(&format!("draftq: {error}; the watch continues"));
 }

@@ -18,7 +18,7 @@ pub fn minute(unix_ms: i64) -> String {
     OffsetDateTime::from(from_unix_ms(unix_ms)).format(format).unwrap_or_default()
 }
 
-/// A duration in its two largest units: "3m 20s".
+/// A duration for people: "320 ms", "3.2 s", or its two largest units, "3m 20s".
 pub fn duration(duration: Duration) -> String {
     if duration < Duration::from_secs(1) {
         return format!("{} ms", duration.as_millis());
@@ -35,7 +35,7 @@ pub fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-/// The verb for so many things.
+/// The verb for this number of things.
 pub fn is_or_are(number: usize) -> &'static str {
     if number == 1 { "is" } else { "are" }
 }

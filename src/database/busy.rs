@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busy_handler_does_what_it_was_last_told() {
+    fn the_busy_handler_waits_as_last_set() {
         let directory = tempfile::tempdir().unwrap();
         assert!(wait_for_lock(0), "it waits if nothing was said");
         waiting(&wait(directory.path(), Duration::ZERO), || {

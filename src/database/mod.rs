@@ -286,11 +286,6 @@ impl Database {
         attempt().map_err(|error| self.classify(error, doing))
     }
 
-    /// How long a call waits before it fails as busy, if no other writer makes progress.
-    pub(crate) fn busy_timeout(&self) -> Duration {
-        self.busy_timeout
-    }
-
     fn wait(&self, began: Instant) -> Wait {
         Wait::new(&self.files, self.busy_timeout, began)
     }

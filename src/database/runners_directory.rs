@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_there_is_taken_for_new() {
+    fn an_existing_file_is_not_taken_for_a_new_one() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("drafts.db-runners");
         let directory = RunnersDirectory::open_or_create(&path, Owner::caller()).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_not_reached_through_a_link() {
+    fn no_link_is_followed_to_the_directory() {
         let around = tempfile::tempdir().unwrap();
         let real = around.path().join("real");
         fs::create_dir(&real).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_something_in_it_is_not_given_away() {
+    fn only_an_empty_directory_gets_a_new_owner() {
         let around = tempfile::tempdir().unwrap();
         fs::write(around.path().join("secret"), "").unwrap();
         let error = give_new_directory(around.path(), Owner::caller()).unwrap_err();

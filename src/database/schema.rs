@@ -106,7 +106,7 @@ fn check_age(path: &Path, version: i64, current: i64) -> Result<(), LibrarianErr
     Ok(())
 }
 
-/// Within a transaction that holds the write lock: nobody has brought the schema to another version
+/// Within a transaction that holds the write lock: no process has changed the schema's version
 /// since it was opened. About a microsecond.
 pub(super) fn check_unchanged(
     connection: &Connection,

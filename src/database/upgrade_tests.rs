@@ -36,6 +36,7 @@ END;
 
 DROP VIEW in_flight;
 DROP VIEW draft_history;
+DROP TRIGGER drafts_held_are_not_requeued;
 CREATE TABLE runners_of_3 (
     id         INTEGER PRIMARY KEY,
     pid        INTEGER NOT NULL,
@@ -55,6 +56,12 @@ SELECT id, pid, host || ' ' || boot_id, processor, processor_version, max_errors
 DROP TABLE runners;
 ALTER TABLE runners_of_3 RENAME TO runners;
 CREATE INDEX runners_not_ended ON runners (id) WHERE ended_at IS NULL;
+CREATE TRIGGER drafts_held_are_not_requeued BEFORE UPDATE OF requeues ON drafts
+WHEN NEW.requeues > OLD.requeues
+ AND EXISTS (SELECT 1 FROM runners WHERE id = OLD.owner AND ended_at IS NULL)
+BEGIN
+    SELECT RAISE(ABORT, 'draftq: illegal move: a runner holds the draft');
+END;
 CREATE VIEW in_flight AS
 SELECT d.id, r.pid, r.where_at FROM drafts d LEFT JOIN runners r ON r.id = d.owner
 WHERE d.state = 'processing';

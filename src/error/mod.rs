@@ -37,7 +37,7 @@ pub use self::sources::{DatabaseError, JsonFault};
 /// impl DraftProcessor for AskModel {
 ///     fn process(&mut self, draft: &Draft) -> Result<DraftProcessingDecision, LibrarianError> {
 ///         let answer = ask(draft.raw_text()).map_err(|error| {
-///             // Not the draft's fault: it is given back, and no error is counted.
+///             // Not the draft's fault: the draft is released, and no error is counted.
 ///             ProcessorError::new("model_unreachable", error.to_string()).uncharged()
 ///         })?;
 ///         match answer.as_str() {
@@ -92,11 +92,19 @@ pub enum LibrarianError {
         id: DraftId,
     },
 
-    /// A runner has claimed the draft, so that an operator cannot move it.
-    #[error("draft {id} is in processing; wait until its run has ended, or until it is recovered")]
-    DraftInProcessing {
+    /// A live runner holds the draft, so that an operator cannot move it.
+    #[error(
+        "draft {id} is held by runner {runner} (processor {processor}, process {pid}); wait until it has finished the draft, or end the runner"
+    )]
+    DraftHeld {
         /// The draft.
         id: DraftId,
+        /// The runner: `runners.id`.
+        runner: i64,
+        /// The process id of the runner.
+        pid: i64,
+        /// The name of its processor.
+        processor: String,
     },
 
     /// The store rejects this draft.
@@ -352,7 +360,7 @@ impl LibrarianError {
         match self {
             Self::InvalidDraftTransition { .. }
             | Self::DraftAlreadyExists { .. }
-            | Self::DraftInProcessing { .. }
+            | Self::DraftHeld { .. }
             | Self::DraftRejected { .. }
             | Self::DraftJson(_)
             | Self::UnsupportedDraftSchema { .. }

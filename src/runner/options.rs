@@ -30,7 +30,7 @@ pub struct Runner {
     pub(super) backs_off: bool,
     pub(super) limit: Option<usize>,
     pub(super) stop_at_error: bool,
-    pub(super) most_items: usize,
+    pub(super) max_items: usize,
     pub(super) cancellation: Cancellation,
     pub(super) observer: Option<Observer>,
     pub(super) registration: Mutex<Option<Arc<RunnerRegistration>>>,
@@ -60,7 +60,7 @@ impl Runner {
             backs_off: false,
             limit: None,
             stop_at_error: false,
-            most_items: usize::MAX,
+            max_items: usize::MAX,
             cancellation: Cancellation::default(),
             observer: None,
             registration: Mutex::new(None),
@@ -97,8 +97,8 @@ impl Runner {
     }
 
     /// How many drafts the summary lists; all by default, and then its memory grows with the run.
-    pub fn most_items(self, most_items: usize) -> Self {
-        Self { most_items, ..self }
+    pub fn max_items(self, max_items: usize) -> Self {
+        Self { max_items, ..self }
     }
 
     /// Let this end the run early.

@@ -41,7 +41,7 @@ impl Dispatcher<'_> {
 
     fn report_outcome(&self, id: DraftId, outcome: &Outcome) {
         let decision = outcome.decision();
-        self.progress(|summary| summary.add_decision(id, decision, self.runner.most_items));
+        self.progress(|summary| summary.add_decision(id, decision, self.runner.max_items));
         tracing::info!(
             target: "mimir.librarian.draft_processed",
             draft_id = %id,
@@ -59,7 +59,7 @@ impl Dispatcher<'_> {
             "processor reached no decision"
         );
         self.progress(|summary| {
-            summary.add_error(id, class, DraftState::Processing, self.runner.most_items);
+            summary.add_error(id, class, DraftState::Processing, self.runner.max_items);
         });
     }
 
@@ -71,7 +71,7 @@ impl Dispatcher<'_> {
             "draft is damaged and was not processed"
         );
         self.taken.fetch_add(1, Ordering::Relaxed);
-        self.progress(|summary| summary.add_error(id, "damaged", state, self.runner.most_items));
+        self.progress(|summary| summary.add_error(id, "damaged", state, self.runner.max_items));
     }
 
     fn progress(&self, change: impl FnOnce(&mut DraftRunSummary)) {

@@ -12,18 +12,18 @@ use crate::processor::DraftProcessor;
 use crate::store::claimed::Claim;
 use crate::store::exchange::Processed;
 
-/// The pause after the first try that the machine did not let work.
+/// The pause after the first try that failed because of the machine.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a run continues although the machine lets no processor work. Then it ends.
+/// How long a run continues while the machine lets no processor work.
 const MACHINE_FAULT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest pause between two such tries.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 impl Dispatcher<'_> {
-    /// Call the processor. While the machine does not let it work (no process, no memory, …), try
-    /// again after a pause: the draft is not to blame, and this worker keeps it.
+    /// Call the processor. If it fails because of the machine (no process, no memory, …), try again
+    /// after a pause: the draft is not to blame, and this worker keeps it.
     fn process<P: DraftProcessor + ?Sized>(
         &self,
         processor: &mut P,
@@ -72,8 +72,8 @@ impl Dispatcher<'_> {
 pub(super) struct Worker<'d, 'r>(&'d Dispatcher<'r>);
 
 impl<'d, 'r> Worker<'d, 'r> {
-    /// One worker. The caller creates as many as it last_message the dispatcher: the writer thread waits
-    /// until all have ended.
+    /// One worker. The caller creates exactly as many as the dispatcher was told, because the writer
+    /// thread waits until all have ended.
     pub(super) fn new(dispatcher: &'d Dispatcher<'r>) -> Self {
         Self(dispatcher)
     }

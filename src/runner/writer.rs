@@ -168,7 +168,7 @@ impl Dispatcher<'_> {
                     "results could not be stored yet; they are kept and tried again: {error}"
                 );
             }
-            // Not on the cancellation, because the results must be stored all the same.
+            // This does not depend on the cancellation, because the results must be stored.
             thread::sleep(pause);
             pause = (pause * 2).min(longest);
         }

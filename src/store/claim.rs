@@ -17,6 +17,27 @@ use crate::state::DraftState;
 /// The most bytes of text that are claimed together, if there is more than one draft.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// Reads the next drafts that can be claimed.
+pub(super) const NEXT_READY: &str = concat!(
+    "SELECT ",
+    draft_columns!(),
+    ", claims, errors + crashes AS errors, suspect, text_bytes, raw_text \
+     FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
+     WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
+     ORDER BY drafts.seq LIMIT :want"
+);
+
+/// Claims the drafts that were just read: that part of the index holds only claimable drafts, in
+/// order. INDEXED BY keeps the planner from scanning the table.
+pub(super) const CLAIM: &str = "UPDATE drafts INDEXED BY drafts_ready \
+     SET state = 'processing', claimed_at = :now, claim_booted_at = :booted_at, \
+         claim_token = randomblob(16), owner = :runner, \
+         claims = min(claims, 999999999) + 1, \
+         decision = NULL, note = NULL, output = NULL, usage = NULL, \
+         updated_at = :now, revision = (revision + 1) & 4294967295 \
+     WHERE state = 'pending' AND due_at = 0 AND seq >= :first AND seq <= :last \
+     RETURNING seq, claim_token";
+
 impl DraftStore {
     /// Claim the next draft of the snapshot that no other runner has claimed; `None` when the
     /// snapshot is used up. A claim survives a crash: the draft returns to pending once the runner
@@ -70,18 +91,8 @@ pub(super) fn claim(
     let (Some(first), Some(last)) = (ready.first(), ready.last()) else {
         return Ok(NewClaims { next, ..NewClaims::default() });
     };
-    // One UPDATE over the part of the index that was just read, which holds only claimable drafts,
-    // in order. INDEXED BY keeps the planner from scanning the table.
     let claim = |first: i64, last: i64| -> Result<Vec<(i64, [u8; 16])>, rusqlite::Error> {
-        let mut statement = connection.prepare_cached(
-            "UPDATE drafts INDEXED BY drafts_ready SET state = 'processing', claimed_at = :now, \
-                 claim_booted_at = :booted_at, claim_token = randomblob(16), owner = :runner, \
-                 claims = min(claims, 999999999) + 1, \
-                 decision = NULL, note = NULL, output = NULL, usage = NULL, \
-                 updated_at = :now, revision = (revision + 1) & 4294967295 \
-             WHERE state = 'pending' AND due_at = 0 AND seq >= :first AND seq <= :last \
-             RETURNING seq, claim_token",
-        )?;
+        let mut statement = connection.prepare_cached(CLAIM)?;
         let tokens = statement.query_map(
             named_params! {
                 ":now": now,
@@ -150,14 +161,7 @@ fn next_ready(
     want: usize,
     holds_nothing: bool,
 ) -> Result<(Vec<Ready>, bool, Next), TransactionError> {
-    let mut statement = connection.prepare_cached(concat!(
-        "SELECT ",
-        draft_columns!(),
-        ", claims, errors + crashes AS errors, suspect, text_bytes, raw_text \
-         FROM drafts INDEXED BY drafts_ready LEFT JOIN draft_texts USING (seq) \
-         WHERE state = 'pending' AND due_at = 0 AND drafts.seq > :after AND drafts.seq <= :until \
-         ORDER BY drafts.seq LIMIT :want"
-    ))?;
+    let mut statement = connection.prepare_cached(NEXT_READY)?;
     let mut rows = statement.query(named_params! {
         ":after": snapshot.after,
         ":until": snapshot.until,
@@ -236,9 +240,9 @@ mod tests {
             |holds_nothing| claim_up_to(&store, &runner, &mut snapshot, 10, holds_nothing);
         assert_eq!(claim(true), (vec![1], false, Next::Drafts), "not together with others");
         for _ in 0..2 {
-            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not beside another");
+            assert_eq!(claim(false), (vec![], false, Next::Suspect), "not with another");
         }
-        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other beside it");
+        assert_eq!(claim(true), (vec![2], true, Next::Drafts), "no other with it");
         assert_eq!(claim(false), (vec![3, 4], false, Next::Drafts));
         assert!(snapshot.is_used_up());
     }
@@ -256,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_claimed_than_was_seen_and_asked_for() {
+    fn no_more_is_claimed_than_the_snapshot_and_the_request_allow() {
         let (_directory, store) = store(&["a", "b", "c"]);
         let runner = store.register_runner("test").unwrap();
         let mut snapshot = store.pending_snapshot().unwrap();
@@ -268,9 +272,9 @@ mod tests {
         assert_eq!(claim_up_to(&store, &runner, &mut snapshot, 10, true).0, [0; 0]);
     }
 
-    /// Or a run would ask for it for ever.
+    /// Otherwise a run would never end.
     #[test]
-    fn a_snapshot_whose_last_draft_another_took_is_used_up() {
+    fn a_snapshot_without_claimable_drafts_is_used_up() {
         let (_directory, store) = store(&["a", "b"]);
         let (runner, other) =
             (store.register_runner("test").unwrap(), store.register_runner("other").unwrap());

@@ -9,6 +9,11 @@ use crate::error::LibrarianError;
 /// The most drafts that one transaction makes claimable, so that other writers need not wait long.
 const MAX_RELEASED: usize = 5_000;
 
+/// Finds delayed drafts that are due, after the last one that was found.
+pub(super) const FIND_DUE: &str = "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
+     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 AND (due_at, seq) > (?2, ?3) \
+     ORDER BY due_at, seq LIMIT ?4";
+
 impl DraftStore {
     /// Make delayed drafts claimable that are due. Returns how many.
     ///
@@ -23,12 +28,7 @@ impl DraftStore {
         loop {
             // Most often nothing is due, and this read takes no lock.
             let due = self.database().statement("find due drafts", |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
-                     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 \
-                         AND (due_at, seq) > (?2, ?3) \
-                     ORDER BY due_at, seq LIMIT ?4",
-                )?;
+                let mut statement = connection.prepare_cached(FIND_DUE)?;
                 let most = i64::try_from(MAX_RELEASED).unwrap_or(i64::MAX);
                 let due = statement.query_map(params![now, after.0, after.1, most], |row| {
                     Ok((row.get(0)?, row.get(1)?))
@@ -73,7 +73,7 @@ mod tests {
     /// More drafts are due at once than one transaction releases, and most of their rows cannot be
     /// changed.
     #[test]
-    fn all_that_is_due_is_released_and_what_cannot_be_is_left() {
+    fn due_drafts_are_released_and_damaged_ones_are_left() {
         let directory = tempfile::tempdir().unwrap();
         let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
         let drafts: Vec<Draft> = (0..=MAX_RELEASED)

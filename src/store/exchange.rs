@@ -94,7 +94,7 @@ mod tests {
 
     /// A run may lose a claim, claim the draft again, and submit both results at once.
     #[test]
-    fn an_old_claim_beside_a_newer_one_of_the_same_draft_is_lost() {
+    fn an_old_claim_is_lost_if_there_is_a_newer_one_of_the_same_draft() {
         let directory = tempfile::tempdir().unwrap();
         let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());

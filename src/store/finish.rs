@@ -51,7 +51,7 @@ impl DraftStore {
         let id = claim.key.id;
         match stored.as_slice() {
             [Stored::Moved] => Ok(outcome.decision().target_state()),
-            [Stored::Damaged] => Err(cannot_change(id)),
+            [Stored::Damaged] => Err(damaged_row_error(id)),
             _ => Err(LibrarianError::LostClaim { id }),
         }
     }
@@ -78,7 +78,7 @@ impl DraftStore {
                 }
                 Ok(())
             }
-            Stored::Damaged => Err(cannot_change(id)),
+            Stored::Damaged => Err(damaged_row_error(id)),
             Stored::ClaimLost => Err(LibrarianError::LostClaim { id }),
         }
     }
@@ -97,7 +97,8 @@ impl DraftStore {
     }
 }
 
-fn cannot_change(id: DraftId) -> LibrarianError {
+/// The error for a draft whose row cannot be changed.
+fn damaged_row_error(id: DraftId) -> LibrarianError {
     LibrarianError::DamagedDraft { id, damage: DraftDamage::Row }
 }
 
@@ -287,7 +288,7 @@ fn record_damage(
     key: &ClaimKey,
     now: i64,
 ) -> Result<(), TransactionError> {
-    let error = cannot_change(key.id);
+    let error = damaged_row_error(key.id);
     if record_error(connection, key, &error, now)? != Stored::Damaged {
         return Ok(());
     }

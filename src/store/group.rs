@@ -3,13 +3,12 @@
 //! The first thread commits as leader. Threads that arrive meanwhile queue; the next leader, one of
 //! them, commits for all of them. A submit that is alone commits at once.
 //!
-//! Each thread's time-out counts from its own arrival. When a leader fails because the database is
-//! busy, the threads that have waited for as long as the time-out fail with it; the others lead
-//! with the time that they have left.
+//! Each thread's time-out counts from its own arrival. When a leader fails, the threads whose drafts
+//! it took lead one after the other, each with the time that it has left, and get their own errors.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::submission::Submission;
 use crate::draft::Draft;
@@ -32,10 +31,8 @@ struct State {
     next_ticket: u64,
     /// Drafts that wait for a leader, in order of arrival.
     waiting: Vec<(u64, Draft)>,
-    /// The results of drafts that a leader took; `None` if the leader failed.
-    served: HashMap<u64, Option<Submission>>,
-    /// How many leaders have failed because the database was busy.
-    busy_leaders: u64,
+    /// The results of drafts that a leader has submitted.
+    served: HashMap<u64, Submission>,
 }
 
 /// What a thread does after it joined.
@@ -45,14 +42,12 @@ pub(super) enum Role {
     Leader { arrived: Instant },
     /// Nothing: a leader submitted it.
     Served(Submission),
-    /// Fail as busy, as the leader did. Holds how long the thread has waited.
-    Busy { waited: Duration },
 }
 
 impl Group {
-    /// Join with a draft. Returns when the draft is durable, when it is this thread's turn to lead,
-    /// or when the database was busy for longer than `limit`.
-    pub(super) fn join(&self, draft: &Draft, limit: Duration) -> Role {
+    /// Join with a draft. Returns when the draft is durable, or when it is this thread's turn to
+    /// lead.
+    pub(super) fn join(&self, draft: &Draft) -> Role {
         let arrived = Instant::now();
         let mut state = self.lock();
         if !state.led {
@@ -62,28 +57,13 @@ impl Group {
         let ticket = state.next_ticket;
         state.next_ticket += 1;
         state.waiting.push((ticket, draft.clone()));
-        let mut busy_leaders = state.busy_leaders;
         loop {
             state.followers += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.followers -= 1;
-            match state.served.remove(&ticket) {
-                Some(Some(submission)) => return Role::Served(submission),
-                // Its leader failed: this thread queues again, and gets its own error when it
-                // leads.
-                Some(None) => state.waiting.push((ticket, draft.clone())),
-                None => {}
+            if let Some(submission) = state.served.remove(&ticket) {
+                return Role::Served(submission);
             }
-            let waited = arrived.elapsed();
-            if state.busy_leaders != busy_leaders && waited >= limit {
-                // If another leader has taken its draft by now, wait for that leader's result.
-                let before = state.waiting.len();
-                state.waiting.retain(|(waiting, _)| *waiting != ticket);
-                if state.waiting.len() < before {
-                    return Role::Busy { waited };
-                }
-            }
-            busy_leaders = state.busy_leaders;
             if !state.led {
                 state.led = true;
                 state.waiting.retain(|(waiting, _)| *waiting != ticket);
@@ -122,13 +102,8 @@ impl<'g> Lead<'g> {
     }
 
     /// Pass the results to the threads whose drafts were taken.
-    pub(super) fn serve(self, served: impl Iterator<Item = (u64, Option<Submission>)>) {
+    pub(super) fn serve(self, served: impl Iterator<Item = (u64, Submission)>) {
         self.0.lock().served.extend(served);
-    }
-
-    /// Record that the database was busy for as long as this leader could wait.
-    pub(super) fn fail_busy(&self) {
-        self.0.lock().busy_leaders += 1;
     }
 }
 
@@ -152,69 +127,56 @@ mod tests {
     use crate::state::DraftState;
     use crate::{DraftMetadata, DraftSourceSurface};
 
-    const HOUR: Duration = Duration::from_secs(3600);
-
     fn draft(text: &str) -> Draft {
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
         Draft::with_metadata(text.to_owned(), metadata)
     }
 
-    /// A thread comes while another leads, and waits until what `led` does with the lead.
-    fn follow(limit: Duration, led: impl FnOnce(Lead<'_>, &Group)) -> (Role, Group) {
+    /// Let a second thread wait while the first leads. Returns what the second does after `lead`.
+    fn follow(lead: impl FnOnce(Lead<'_>, &Group)) -> (Role, Group) {
         let group = Group::default();
-        assert!(matches!(group.join(&draft("first"), limit), Role::Leader { .. }));
+        assert!(matches!(group.join(&draft("first")), Role::Leader { .. }));
         let role = scope(|scope| {
-            let follower = scope.spawn(|| group.join(&draft("second"), limit));
+            let follower = scope.spawn(|| group.join(&draft("second")));
             while group.lock().followers == 0 {
                 yield_now();
             }
-            led(Lead::new(&group), &group);
+            lead(Lead::new(&group), &group);
             follower.join().unwrap()
         });
         (role, group)
     }
 
     #[test]
-    fn the_next_leader_has_its_draft_to_itself() {
-        let (role, group) = follow(HOUR, |lead, _| drop(lead));
+    fn a_thread_whose_draft_was_not_taken_leads_next() {
+        let (role, group) = follow(|lead, _| drop(lead));
         assert!(matches!(role, Role::Leader { .. }), "{role:?}");
-        assert!(group.take_waiting(10).is_empty());
+        assert!(group.take_waiting(10).is_empty(), "no other leader takes its draft");
     }
 
     #[test]
-    fn who_has_waited_long_enough_fails_with_a_busy_leader_and_nobody_else() {
-        let (role, group) = follow(Duration::ZERO, |lead, _| lead.fail_busy());
-        assert!(matches!(role, Role::Busy { .. }), "{role:?}");
-        assert!(group.take_waiting(10).is_empty());
-        let (role, _) = follow(HOUR, |lead, _| lead.fail_busy());
-        assert!(matches!(role, Role::Leader { .. }), "{role:?}");
-    }
-
-    #[test]
-    fn who_was_taken_along_hears_from_that_leader() {
-        let submission = |id| Submission { id, state: DraftState::Pending, created: true };
-        let (role, _) = follow(Duration::ZERO, |lead, group| {
+    fn a_thread_gets_the_result_from_the_leader_that_took_its_draft() {
+        let (role, _) = follow(|lead, group| {
             let taken = group.take_waiting(10);
-            // An earlier leader fails meanwhile.
-            lead.fail_busy();
-            let begun = Instant::now();
-            while begun.elapsed() < Duration::from_millis(50) {
-                group.changed.notify_all();
-            }
-            lead.serve(taken.iter().map(|(ticket, draft)| (*ticket, Some(submission(draft.id())))));
+            lead.serve(taken.iter().map(|(ticket, draft)| {
+                (*ticket, Submission { id: draft.id(), state: DraftState::Pending, created: true })
+            }));
         });
         assert!(matches!(role, Role::Served(it) if it.id == draft("second").id()), "{role:?}");
-        // If the leader failed, the next one leads, with the same draft.
-        let (role, group) = follow(HOUR, |lead, group| {
-            let taken = group.take_waiting(10);
-            lead.serve(taken.iter().map(|(ticket, _)| (*ticket, None)));
+    }
+
+    #[test]
+    fn a_thread_leads_when_the_leader_that_took_its_draft_failed() {
+        let (role, group) = follow(|lead, group| {
+            assert_eq!(group.take_waiting(10).len(), 1);
+            drop(lead);
         });
         assert!(matches!(role, Role::Leader { .. }), "{role:?}");
         assert!(group.take_waiting(10).is_empty());
     }
 
     #[test]
-    fn a_leader_takes_few_long_texts_along_and_at_least_one() {
+    fn a_leader_takes_few_long_texts_and_at_least_one() {
         let group = Group::default();
         for (ticket, mib) in [(0, 3), (1, 3), (2, 6), (3, 1), (4, 1)] {
             let text = "x".repeat(mib * 1024 * 1024);

@@ -18,7 +18,8 @@
 //! | `wakeup.rs` | wakes a waiting runner for it |
 //! | `new_work.rs` | finds it, if no process notified |
 //! | `query.rs`, `pages.rs` | selects and lists it |
-//! | `view.rs`, `columns.rs`, `counts.rs` | reads and counts it |
+//! | `view.rs`, `record.rs`, `columns.rs` | reads it |
+//! | `counts.rs` | counts it |
 //! | `requeue.rs` | returns it to pending for an operator |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
@@ -28,18 +29,21 @@
 mod claim;
 pub(crate) mod claimed;
 mod columns;
-mod counts;
+pub(crate) mod counts;
 mod draft_store;
 mod due;
 pub(crate) mod exchange;
 pub(crate) mod finish;
 mod group;
+#[cfg(test)]
+mod growth_tests;
 mod insert;
 mod liveness;
 mod lock_file;
 mod new_work;
 pub(crate) mod pages;
 pub(crate) mod query;
+pub(crate) mod record;
 pub(crate) mod recover;
 pub(crate) mod registration;
 pub(crate) mod requeue;
@@ -48,7 +52,7 @@ pub(crate) mod submission;
 mod submit;
 pub(crate) mod submit_batches;
 mod transition;
-pub(crate) mod view;
+mod view;
 pub(crate) mod wakeup;
 
 pub use self::draft_store::{DraftStore, DraftTransition, StoreOptions};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::DraftStore;
 use super::columns::lossy_text;
 use super::query::DraftQuery;
-use super::view::{
+use super::record::{
     DraftRecord, DraftSummary, RECORD_COLUMNS, SUMMARY_COLUMNS, record_bytes, record_of, summary_of,
 };
 use crate::clock::unix_ms;
@@ -14,36 +14,36 @@ use crate::database::TransactionError;
 use crate::error::LibrarianError;
 use crate::state::DraftState;
 
-/// Most drafts in one page of a list.
+/// The most drafts in one page of a list.
 const MAX_PAGE: usize = 1_000;
 
-/// A page of records ends with the one by which it holds this many bytes or more.
+/// A page of records ends when its records take this many bytes or more.
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// A page whose drafts are chosen by their texts ends when this many bytes of text were read, so
-/// that no read transaction lasts long.
+/// If the drafts are selected by their texts, a page ends when this many bytes of text have been
+/// read, so that no read transaction takes long.
 const PAGE_TEXT_BYTES: usize = 16 * 1024 * 1024;
 
-/// From an index that is not in the order of `seq`, at most this many entries are sorted for a
-/// page. If there are more, the table is read in its order.
+/// The most entries of an index that are sorted for a page. If an index that is not in the order of
+/// `seq` has more, the table is read instead, in its order.
 const MAX_SORTED: usize = 10_000;
 
 /// One page of a list.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DraftPage<R> {
-    /// The drafts, in the order asked for.
+    /// The drafts, in the order of the query.
     pub rows: Vec<R>,
-    /// The `seq` of drafts that belong here and whose id or state cannot be read.
-    pub passed_over: Vec<i64>,
-    /// Where the next page begins ([`DraftQuery::after_seq`]); `None` if there is nothing more.
-    /// A query by text may give a page without rows and go on all the same.
+    /// The `seq` of each draft that matches the query but whose id or state cannot be read.
+    pub unreadable: Vec<i64>,
+    /// Where the next page begins ([`DraftQuery::after_seq`]); `None` if this is the last page. If
+    /// the query is by text, a page may have no rows although it is not the last.
     pub next: Option<i64>,
 }
 
 impl DraftStore {
-    /// The records that the query asks for, a page at a time: at most 1,000, and not many more
-    /// bytes than 1 MiB.
+    /// One page of the records that match the query: at most 1,000 records, and little more than
+    /// 1 MiB.
     ///
     /// # Errors
     ///
@@ -52,8 +52,7 @@ impl DraftStore {
         self.page(query, RECORD_COLUMNS, record_of, record_bytes)
     }
 
-    /// The same drafts as [`query`](Self::query) gives, each in the few columns that a line about
-    /// it shows.
+    /// As [`query`](Self::query), but with only the few columns of each draft that a list shows.
     ///
     /// # Errors
     ///
@@ -62,8 +61,8 @@ impl DraftStore {
         self.page(query, SUMMARY_COLUMNS, summary_of, |_| 0)
     }
 
-    /// One page of rows with these columns. The seqs come from one statement and each row from
-    /// another, so that a sort, if one is needed, holds numbers and not whole rows.
+    /// One page of rows with these columns. One statement finds the seqs, and another reads each
+    /// row, so that a sort, if one is needed, sorts numbers and not whole rows.
     pub(super) fn page<R>(
         &self,
         query: &DraftQuery,
@@ -72,17 +71,17 @@ impl DraftStore {
         bytes_of: impl Fn(&R) -> usize,
     ) -> Result<DraftPage<R>, LibrarianError> {
         let limit = query.limit.unwrap_or(MAX_PAGE).min(MAX_PAGE);
-        // By text, more drafts are read than the page has.
-        let most_read = if query.text_matching.is_some() { MAX_PAGE } else { limit };
+        // With a condition on the text, more drafts are read than the page holds.
+        let max_read = if query.text_matching.is_some() { MAX_PAGE } else { limit };
         self.database().read("list drafts", |connection| {
-            let mut page = DraftPage { rows: Vec::new(), passed_over: Vec::new(), next: None };
+            let mut page = DraftPage { rows: Vec::new(), unreadable: Vec::new(), next: None };
             let mut by_seq = connection
                 .prepare_cached(&format!("SELECT {columns} FROM drafts WHERE seq = ?1"))?;
             let mut last = query.after_seq;
             let (mut read, mut bytes, mut text_bytes) = (0, 0, 0);
-            each_seq(connection, query, most_read + 1, |seq| {
-                if read == most_read
-                    || page.rows.len() + page.passed_over.len() == limit
+            each_seq(connection, query, max_read + 1, |seq| {
+                if read == max_read
+                    || page.rows.len() + page.unreadable.len() == limit
                     || bytes >= PAGE_BYTES
                     || text_bytes >= PAGE_TEXT_BYTES
                 {
@@ -98,14 +97,13 @@ impl DraftStore {
                     }
                 }
                 let mut rows = by_seq.query([seq])?;
-                // The rows of one transaction are those of one moment.
                 if let Some(row) = rows.next()? {
                     match row_of(row) {
                         Ok(row) => {
                             bytes += bytes_of(&row);
                             page.rows.push(row);
                         }
-                        Err(_) => page.passed_over.push(seq),
+                        Err(_) => page.unreadable.push(seq),
                     }
                 }
                 Ok(true)
@@ -115,7 +113,7 @@ impl DraftStore {
     }
 }
 
-/// The text of a draft, as far as it can be read.
+/// The text of a draft, with U+FFFD in place of invalid bytes.
 fn text_of(connection: &Connection, seq: i64) -> Result<Option<String>, TransactionError> {
     let mut statement =
         connection.prepare_cached("SELECT raw_text FROM draft_texts WHERE seq = ?1")?;
@@ -126,15 +124,15 @@ fn text_of(connection: &Connection, seq: i64) -> Result<Option<String>, Transact
     })
 }
 
-/// Go through the `seq` of the drafts that the query asks for, in its order, at most `most`, for
-/// as long as the body wants more. The text is not looked at.
+/// Call `body` with the `seq` of each draft that matches the query, in its order, for at most `limit`
+/// drafts or until `body` returns false. The condition on the text is ignored.
 pub(super) fn each_seq(
     connection: &Connection,
     query: &DraftQuery,
-    most: usize,
+    limit: usize,
     mut body: impl FnMut(i64) -> Result<bool, TransactionError>,
 ) -> Result<(), TransactionError> {
-    let (sql, values) = statement(connection, query, most)?;
+    let (sql, values) = statement(connection, query, limit)?;
     let mut statement = connection.prepare_cached(&sql)?;
     let values: Vec<(&str, &dyn ToSql)> =
         values.iter().map(|(name, value)| (*name, value.as_ref())).collect();
@@ -151,14 +149,14 @@ pub(super) fn each_seq(
 fn statement(
     connection: &Connection,
     query: &DraftQuery,
-    most: usize,
+    limit: usize,
 ) -> Result<(String, Values), TransactionError> {
     let order = if query.newest_first { "DESC" } else { "ASC" };
     let (conditions, values) = conditions(query);
     let sql = match &query.states {
-        // Also drafts in no known state.
+        // This includes drafts whose state is not one of the six.
         None => {
-            format!("SELECT seq FROM drafts WHERE {conditions} ORDER BY seq {order} LIMIT {most}")
+            format!("SELECT seq FROM drafts WHERE {conditions} ORDER BY seq {order} LIMIT {limit}")
         }
         Some(states) => match indexes(connection, query, states)? {
             Some(indexes) => {
@@ -168,18 +166,18 @@ fn statement(
                     .map(|(index, rows)| {
                         format!(
                             "SELECT seq FROM (SELECT seq FROM drafts INDEXED BY {index} \
-                             WHERE {rows} AND {conditions} ORDER BY seq {order} LIMIT {most})"
+                             WHERE {rows} AND {conditions} ORDER BY seq {order} LIMIT {limit})"
                         )
                     })
                     .collect();
-                format!("{} ORDER BY seq {order} LIMIT {most}", parts.join(" UNION ALL "))
+                format!("{} ORDER BY seq {order} LIMIT {limit}", parts.join(" UNION ALL "))
             }
             None => {
                 let names: Vec<String> =
                     states.iter().map(|state| format!("'{}'", state.dir_name())).collect();
                 format!(
                     "SELECT seq FROM drafts WHERE state IN ({}) AND {conditions} \
-                     ORDER BY seq {order} LIMIT {most}",
+                     ORDER BY seq {order} LIMIT {limit}",
                     names.join(", ")
                 )
             }
@@ -193,8 +191,8 @@ const DELAYED: (&str, &str) = ("drafts_delayed", "state = 'pending' AND due_at >
 const IN_FLIGHT: (&str, &str) = ("drafts_in_flight", "state = 'processing'");
 
 /// The partial indexes that hold the drafts in these states, each with the condition that selects
-/// them there. `None` if the table is to be read in its order: if few drafts are asked for by id,
-/// or if too many would have to be sorted.
+/// them there. `None` if it is better to read the table in its order: if the query names ids, or if
+/// too many entries would have to be sorted.
 fn indexes(
     connection: &Connection,
     query: &DraftQuery,
@@ -216,7 +214,7 @@ fn indexes(
                 add(IN_FLIGHT);
                 IN_FLIGHT
             }
-            // The planner matches a partial index only with its own condition, literally.
+            // The planner uses a partial index only if its condition is repeated word for word.
             state => {
                 add((
                     "drafts_finished",
@@ -244,12 +242,12 @@ fn indexes(
 
 type Values = Vec<(&'static str, Box<dyn ToSql>)>;
 
-/// The conditions on a row, but for its state and its text, and the values in them.
+/// The conditions on a row, except those on its state and its text, and their values.
 fn conditions(query: &DraftQuery) -> (String, Values) {
     let mut conditions: Vec<&'static str> = Vec::new();
     let mut values: Values = Vec::new();
-    // Always there, because the table is read from it on. A bound that may be NULL would be a
-    // filter, and each page would read all pages before it.
+    // This bound is always set, because SQLite starts to read at it. A bound that may be NULL would
+    // only be a filter, and each page would read all pages before it.
     conditions.push(if query.newest_first { "seq < :after" } else { "seq > :after" });
     let start = if query.newest_first { i64::MAX } else { 0 };
     values.push((":after", Box::new(query.after_seq.unwrap_or(start))));
@@ -302,7 +300,8 @@ fn conditions(query: &DraftQuery) -> (String, Values) {
         add("decision = :decision", ":decision", Box::new(decision.as_str()));
     }
     if let Some((name, version)) = &query.processor {
-        // A claim that was released is no attempt; one that is held is one that goes on.
+        // A released claim is not an attempt. The claim of a draft in processing is the current
+        // attempt.
         add(
             "EXISTS (SELECT 1 FROM runners WHERE processor = :processor AND id = \
                  (SELECT runner FROM history WHERE draft = drafts.seq AND runner IS NOT NULL \
@@ -324,7 +323,7 @@ mod tests {
 
     use super::*;
 
-    /// What `statement` does, a step a line.
+    /// The query plan of `statement`, one step per line.
     fn plan(connection: &Connection, query: &DraftQuery) -> String {
         let (sql, values) = statement(connection, query, 51).unwrap();
         let values: Vec<(&str, &dyn ToSql)> =
@@ -366,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_delayed_drafts_no_page_sorts_all() {
+    fn a_page_does_not_sort_many_delayed_drafts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drafts.db");
         let store = DraftStore::open(&path).unwrap();

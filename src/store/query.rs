@@ -158,40 +158,40 @@ impl DraftQuery {
         self
     }
 
-    /// Only drafts whose text the function accepts. It is asked after all other conditions, for
-    /// one text at a time, within a read transaction: it must be quick, and must not use the
-    /// store.
+    /// Only drafts whose text the function accepts. The function is called after all other
+    /// conditions are met, with one text at a time, within a read transaction. It must be quick and
+    /// must not use the store.
     #[must_use]
     pub fn text_matching(mut self, accepts: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         self.text_matching = Some(Arc::new(accepts));
         self
     }
 
-    /// Whether the drafts that were submitted last come first.
+    /// Whether the draft that was submitted last comes first.
     #[must_use]
     pub fn newest_first(mut self, newest_first: bool) -> Self {
         self.newest_first = newest_first;
         self
     }
 
-    /// At most this many drafts. A page may be shorter; [`DraftPage::next`](crate::DraftPage::next) says whether there is
-    /// more.
+    /// At most this many drafts. A page may be shorter; [`DraftPage::next`](crate::DraftPage::next)
+    /// says whether there are more.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Go on after the draft of this `seq`, in the order asked for: [`DraftPage::next`](crate::DraftPage::next) of the
-    /// page before.
+    /// Start after the draft with this `seq`, in the order of the query. Use
+    /// [`DraftPage::next`](crate::DraftPage::next) of the page before.
     #[must_use]
     pub fn after_seq(mut self, seq: i64) -> Self {
         self.after_seq = Some(seq);
         self
     }
 
-    /// The same query for those of the drafts that have these ids, without the conditions that
-    /// cannot change: the text, the limit and the place to go on.
+    /// The same query, limited to these ids, and without the text condition (a text cannot change),
+    /// the limit and the start.
     pub(super) fn again_for(&self, ids: Vec<DraftId>) -> Self {
         Self { ids: Some(ids), text_matching: None, limit: None, after_seq: None, ..self.clone() }
     }

@@ -230,27 +230,43 @@ fn any_stale(
     untestable: &[Owner],
     cutoff: Cutoff,
 ) -> Result<bool, TransactionError> {
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
-                        WHERE state = 'processing' AND owner IS :owner AND {IS_STALE}) \
-             OR EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
-                        WHERE state = 'processing' AND claimed_at > :now)",
-    ))?;
     for owner in untestable.iter().map(|owner| Some(owner.id)).chain([None]) {
-        let any = statement.query_row(
-            named_params! {
-                ":owner": owner,
-                ":stale_before": cutoff.stale_before,
-                ":now": cutoff.now,
-                ":booted_at": cutoff.booted_at,
-            },
-            |row| row.get(0),
-        )?;
-        if any {
+        if !stale_claims(connection, owner, cutoff, 1)?.is_empty() {
             return Ok(true);
         }
     }
-    Ok(false)
+    let any_in_the_future = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_in_flight \
+                            WHERE state = 'processing' AND claimed_at > ?1)",
+        )?
+        .query_row([cutoff.now], |row| row.get(0))?;
+    Ok(any_in_the_future)
+}
+
+/// The `seq` of the claims of this owner (`None`: those without one) that were made before the
+/// cutoff; at most `limit`.
+fn stale_claims(
+    connection: &Connection,
+    owner: Option<i64>,
+    cutoff: Cutoff,
+    limit: i64,
+) -> Result<Vec<i64>, TransactionError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT seq FROM drafts INDEXED BY drafts_in_flight \
+         WHERE state = 'processing' AND owner IS :owner AND {IS_STALE} LIMIT :limit"
+    ))?;
+    let seqs = statement.query_map(
+        named_params! {
+            ":owner": owner,
+            ":stale_before": cutoff.stale_before,
+            ":now": cutoff.now,
+            ":booted_at": cutoff.booted_at,
+            ":limit": limit,
+        },
+        |row| row.get(0),
+    )?;
+    Ok(seqs.collect::<Result<_, _>>()?)
 }
 
 /// Recover the claims of this owner (`None`: those without one) that were made before the cutoff.
@@ -261,22 +277,8 @@ fn recover_claims(
     blame: Blame,
     recovery: &mut Recovery,
 ) -> Result<(), TransactionError> {
-    let claims = {
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT seq FROM drafts INDEXED BY drafts_in_flight \
-             WHERE state = 'processing' AND owner IS :owner AND {IS_STALE} ORDER BY seq"
-        ))?;
-        let seqs = statement.query_map(
-            named_params! {
-                ":owner": owner,
-                ":stale_before": cutoff.stale_before,
-                ":now": cutoff.now,
-                ":booted_at": cutoff.booted_at,
-            },
-            |row| row.get(0),
-        )?;
-        seqs.collect::<Result<Vec<i64>, _>>()?
-    };
+    let mut claims = stale_claims(connection, owner, cutoff, i64::MAX)?;
+    claims.sort_unstable();
     let (crashes, suspect, budget) = match blame {
         Blame::None => (0, None, Some(0)),
         Blame::Suspects => (0, Some(1), Some(0)),

@@ -302,7 +302,7 @@ mod tests {
     use crate::draft::Draft;
     use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
-    /// Between the look at its lock and the write, a runner may have claimed something.
+    /// Between the test of its lock and the write, a runner may have claimed a draft.
     #[test]
     fn a_runner_that_has_claimed_something_is_not_ended_as_idle() {
         let directory = tempfile::tempdir().unwrap();

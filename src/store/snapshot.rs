@@ -74,7 +74,7 @@ impl DraftStore {
                 .query_row([], |row| row.get(0))
                 .optional()?
                 .unwrap_or(0);
-            let seen = counts::ready(connection)?;
+            let seen = counts::count(connection, counts::COUNT_READY)?;
             let pending_seen = usize::try_from(seen).unwrap_or(usize::MAX);
             Ok(PendingSnapshot { pending_seen, after: 0, until: last, remaining: pending_seen })
         })

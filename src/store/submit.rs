@@ -26,11 +26,8 @@ impl DraftStore {
     /// of bounds; [`LibrarianError::Busy`] and [`LibrarianError::Database`] from the database.
     pub fn submit(&self, draft: &Draft) -> Result<Submission, LibrarianError> {
         draft.check(self.max_text_bytes())?;
-        match self.inner.group.join(draft, self.database().busy_timeout()) {
+        match self.inner.group.join(draft) {
             Role::Served(submission) => Ok(submission),
-            Role::Busy { waited } => {
-                Err(LibrarianError::Busy { path: self.path().to_owned(), waited })
-            }
             Role::Leader { arrived } => {
                 let lead = Lead::new(&self.inner.group);
                 let followers = self.inner.group.take_waiting(MAX_GROUP - 1);
@@ -68,23 +65,12 @@ impl DraftStore {
                 followers.extend(late);
             }
         });
-        let tickets = followers.into_iter().map(|(ticket, _)| ticket);
-        match submissions {
-            Ok(mut submissions) => {
-                self.notify_of(&submissions);
-                // `insert` returns a result for each draft, the leader's first.
-                let own = submissions.remove(0);
-                lead.serve(tickets.zip(submissions.into_iter().map(Some)));
-                Ok(own)
-            }
-            Err(error) => {
-                if matches!(error, LibrarianError::Busy { .. }) {
-                    lead.fail_busy();
-                }
-                lead.serve(tickets.map(|ticket| (ticket, None)));
-                Err(error)
-            }
-        }
+        let mut submissions = submissions?;
+        self.notify_of(&submissions);
+        // `insert` returns a result for each draft, the leader's first.
+        let own = submissions.remove(0);
+        lead.serve(followers.into_iter().map(|(ticket, _)| ticket).zip(submissions));
+        Ok(own)
     }
 
     /// Submit many drafts in one transaction: all of them or, on an error, none.
@@ -200,9 +186,7 @@ mod tests {
         let file = std::fs::File::create(&waiting).unwrap();
         file.lock().unwrap();
         let group = &store.inner.group;
-        let Role::Leader { arrived } = group.join(&own, Duration::from_secs(5)) else {
-            panic!("no other thread submits")
-        };
+        let Role::Leader { arrived } = group.join(&own) else { panic!("no other thread submits") };
         std::thread::scope(|scope| {
             let follower = scope.spawn(|| store.submit(&draft("a follower's")).unwrap());
             let taken = loop {

@@ -23,7 +23,7 @@ fn started(sandbox: &Sandbox, args: &[&str]) -> (Child, ChildStdin, BufReader<Ch
     (child, stdin, BufReader::new(stdout))
 }
 
-/// The answers as they come, read all the time: else the two pipes could wait for each other.
+/// The answers, read while the input is written. Otherwise the two pipes could wait for each other.
 fn answers(stdout: BufReader<ChildStdout>) -> Receiver<String> {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
@@ -49,7 +49,7 @@ fn id(answer: &str) -> String {
 }
 
 #[test]
-fn others_write_while_a_file_is_read() {
+fn others_can_write_while_a_file_is_read() {
     let sandbox = Sandbox::new();
     let (mut child, mut stdin, stdout) = started(&sandbox, &[]);
     let answers = answers(stdout);
@@ -58,7 +58,7 @@ fn others_write_while_a_file_is_read() {
         for number in 0..5000 {
             stdin.write_all(line(round * 5000 + number, 100).as_bytes()).unwrap();
         }
-        // It has not come to the end of its input, and its first batches are stored.
+        // The input has not ended, and the first batches are stored.
         answered.extend((0..1000).map(|_| next(&answers)));
         sandbox.submit(&format!("another's {round}"));
     }
@@ -75,7 +75,7 @@ fn others_write_while_a_file_is_read() {
 }
 
 #[test]
-fn all_or_nothing_is_one_transaction() {
+fn atomic_is_one_transaction() {
     let sandbox = Sandbox::new();
     let drafts = || sandbox.store().stats().unwrap().drafts;
     sandbox.submit("there before");
@@ -91,7 +91,7 @@ fn all_or_nothing_is_one_transaction() {
         assert_eq!(output.status.code(), Some(code));
         assert_eq!((answers, drafts()), (if code == 0 { 2000 } else { 0 }, expected));
     }
-    // A line that the library and not the envelope refuses.
+    // The library refuses this line, not the envelope parser.
     let long = sandbox.draftq_reading(
         ["submit", "--jsonl=-", "--atomic", "--max-text-bytes=12"],
         lines.as_bytes(),
@@ -101,14 +101,14 @@ fn all_or_nothing_is_one_transaction() {
 }
 
 #[test]
-fn nothing_is_answered_before_it_is_stored() {
+fn an_answer_is_printed_after_its_draft_is_stored() {
     let sandbox = Sandbox::new();
     sandbox.submit("there before");
     let holder = Connection::open(sandbox.db()).unwrap();
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
     for more in [&[][..], &["--atomic"]] {
         let (child, mut stdin, stdout) = started(&sandbox, more);
-        // It may end before it has read all of it.
+        // It may end before it has read all of its input.
         let lines: String = (0..500).map(|number| line(number, 10)).collect();
         let _ = stdin.write_all(lines.as_bytes());
         drop(stdin);
@@ -191,7 +191,7 @@ fn feed(mib: u64, text: usize, more: &[&str]) -> (u64, Vec<Duration>) {
 }
 
 #[test]
-fn a_long_file_is_taken_in_little_memory() {
+fn a_long_file_needs_little_memory() {
     for (mib, text, more) in
         [(24, 1000, &[][..]), (48, 1_000_000, &[]), (64, 8_000_000, &[]), (48, 1000, &["--atomic"])]
     {
@@ -203,7 +203,7 @@ fn a_long_file_is_taken_in_little_memory() {
 /// `DRAFTQ_TEST_JSONL_MIB=2048 cargo test --release -- --ignored jsonl`
 #[test]
 #[ignore = "takes minutes and gigabytes; its size is set by DRAFTQ_TEST_JSONL_MIB"]
-fn jsonl_of_any_length_is_taken_in_64_mib() {
+fn jsonl_of_any_length_needs_64_mib() {
     let mib = setting("DRAFTQ_TEST_JSONL_MIB", 2048);
     for (text, more) in [(1000, &[][..]), (100_000, &[]), (1000, &["--atomic"])] {
         let (peak, waits) = feed(mib, text, more);

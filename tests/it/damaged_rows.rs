@@ -43,7 +43,7 @@ fn neighbours_accepted(damage: &str, jobs: usize) -> (usize, DraftState) {
         let mut processors: Vec<_> = (0..jobs).map(|_| Accept).collect();
         let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
         assert!(report.stopped_by.is_none(), "{damage}: {:?}", report.stopped_by);
-        // Nor does the next recovery fail, or the stale one of a day later.
+        // The next recovery does not fail either, nor the one a day later.
         store.recover(SystemTime::now()).unwrap_or_else(|error| panic!("{damage}: {error}"));
     }
     let connection = Connection::open(store.path()).unwrap();
@@ -56,15 +56,15 @@ fn neighbours_accepted(damage: &str, jobs: usize) -> (usize, DraftState) {
 }
 
 #[test]
-fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
+fn a_damaged_row_does_not_stop_other_drafts() {
     for damage in [
-        // The claim fails on its CHECK.
+        // A CHECK fails at the claim.
         "UPDATE drafts SET claims = -7 WHERE id = '{id}'",
         "UPDATE drafts SET claims = -9223372036854775808 WHERE id = '{id}'",
-        // The move out of processing does.
+        // A CHECK fails at the move out of processing.
         "UPDATE drafts SET defers = -7 WHERE id = '{id}'",
         "UPDATE drafts SET crashes = -7, errors = -3 WHERE id = '{id}'",
-        // Ends of the range.
+        // The ends of the ranges.
         "UPDATE drafts SET claims = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET revision = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET errors = 9223372036854775807, defers = 9223372036854775807, \
@@ -73,7 +73,7 @@ fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
         "UPDATE drafts SET submitted_at = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET text_bytes = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET text_bytes = -1 WHERE id = '{id}'",
-        // What cannot be read.
+        // Values that cannot be read.
         "UPDATE drafts SET source_surface = 'nowhere' WHERE id = '{id}'",
         "UPDATE drafts SET source_agent = CAST(x'ff00' AS TEXT) WHERE id = '{id}'",
         r#"UPDATE drafts SET context_tags = '["\ud800"]' WHERE id = '{id}'"#,
@@ -81,14 +81,14 @@ fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
         "UPDATE drafts SET note = CAST(x'fffe' AS TEXT), decision = 'deferred' WHERE id = '{id}'",
         "UPDATE drafts SET id = 'not an id' WHERE id = '{id}'",
         "UPDATE drafts SET id = CAST(x'ff' AS TEXT) WHERE id = '{id}'",
-        // In processing, and nobody's.
+        // In processing, and held by no runner.
         "UPDATE drafts SET state = 'processing', claimed_at = 1, defers = -1, errors = -1, \
              crashes = -1 WHERE id = '{id}'",
         "UPDATE drafts SET state = 'processing', claimed_at = 1, owner = 99, \
              claim_token = x'00', crashes = -1 WHERE id = '{id}'",
         "UPDATE drafts SET state = 'processing', claimed_at = 9223372036854775807, crashes = -5 \
              WHERE id = '{id}'",
-        // Waiting, and due.
+        // Delayed, and due.
         "UPDATE drafts SET due_at = 1, updated_at = -1, state = 'pending' WHERE id = '{id}'",
         "DROP TRIGGER draft_texts_are_deleted_with_their_draft; \
              DELETE FROM draft_texts WHERE seq = 3",
@@ -101,7 +101,7 @@ fn a_row_that_breaks_a_rule_does_not_stop_its_neighbours() {
 }
 
 #[test]
-fn what_was_only_a_number_at_its_end_is_processed() {
+fn a_draft_with_a_counter_at_its_limit_is_processed() {
     for damage in [
         "UPDATE drafts SET claims = 9223372036854775807 WHERE id = '{id}'",
         "UPDATE drafts SET revision = 9223372036854775807 WHERE id = '{id}'",
@@ -112,7 +112,7 @@ fn what_was_only_a_number_at_its_end_is_processed() {
 }
 
 #[test]
-fn a_runners_row_that_breaks_a_rule_stops_no_run() {
+fn a_damaged_runner_row_stops_no_run() {
     for row in [
         "(9223372036854775807, 1, 'h', 'b', 'p', 'x', 5, 'l', 0, NULL, 0)",
         "(1000000000000000, 1, 'h', 'b', 'p', 'x', 5, 'l', 0, NULL, 0)",
@@ -139,7 +139,7 @@ fn a_runners_row_that_breaks_a_rule_stops_no_run() {
 }
 
 #[test]
-fn the_schema_refuses_what_it_can() {
+fn the_schema_refuses_these_rows() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let connection = Connection::open(store.path()).unwrap();
@@ -170,7 +170,7 @@ fn the_schema_refuses_what_it_can() {
         let error = connection.execute(&sql, []).unwrap_err();
         assert!(error.to_string().contains("CHECK constraint failed"), "{values}: {error}");
     }
-    // And a run goes on.
+    // And a run processes the other drafts.
     let report =
         Runner::new(&store, "test").run_one(&mut DeferredDraftProcessor, SystemTime::now());
     assert_eq!(report.into_result().unwrap().deferred, 1);

@@ -1,4 +1,4 @@
-//! What a draft that is never ready leaves in the database is bounded.
+//! A draft that is deferred again and again leaves a bounded number of rows.
 
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use rusqlite::Connection;
 
 use crate::harness::{assert_whole, draft, setting};
 
-/// Never ready, and says so at length.
+/// Defers every draft, with a long note and output.
 struct NeverReady {
     output: String,
 }
@@ -76,7 +76,7 @@ fn week(drafts: usize, output_bytes: usize) {
     assert!(per_draft > 160, "{per_draft} deferrals each");
     let growth = after_a_week.0 - after_a_day.0;
     assert!(growth <= 256 * 1024, "it grew by {growth} bytes in six days");
-    // One submission, 21 claims, 20 deferrals and their sum, one claim or so more.
+    // One submission, 20 deferrals with a claim each, the sum, and one or two more claims.
     let each = after_a_week.1 / i64::try_from(drafts).unwrap();
     assert!(each <= 44, "{each} events for each draft");
     let (record, history, _) = store.inspect(all[0].id()).unwrap();
@@ -102,7 +102,7 @@ fn a_week_of_deferrals_long() {
 }
 
 #[test]
-fn a_decision_ends_the_row_of_deferrals() {
+fn a_decision_ends_the_sum_of_deferrals() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let store = DraftStore::open(&path).unwrap();
@@ -125,7 +125,7 @@ fn a_decision_ends_the_row_of_deferrals() {
     let repeats: Vec<_> = history.iter().filter_map(|event| event.repeats).collect();
     assert_eq!(repeats, [5, 2], "each row of deferrals has its own sum");
     assert_whole(&path);
-    // Nothing of it can be taken away by hand.
+    // None of the rows can be deleted by hand.
     let sql = Connection::open(&path).unwrap();
     for what in ["repeats IS NOT NULL", "event = 'deferred'", "event = 'claimed'"] {
         let before: i64 =
@@ -160,7 +160,7 @@ fn runs_that_only_defer_leave_few_runners() {
             .unwrap()
     };
     let runners = count("runners");
-    // Those of the first 20 deferrals are named by events; of the others a few are left.
+    // The runners of the first 20 deferrals are named by events; a few of the others are left.
     assert!(runners <= 24, "{runners} runners");
     let missing = "history WHERE runner IS NOT NULL AND runner NOT IN (SELECT id FROM runners)";
     assert_eq!(count(missing), 0, "an event names a runner that is gone");
@@ -168,9 +168,9 @@ fn runs_that_only_defer_leave_few_runners() {
     assert_eq!(last, 100, "no id is given twice");
 }
 
-/// Whatever happens between two deferrals, the next one is stored, and no gap is left.
+/// Whatever happens between two deferrals, the next one is stored, and the history has no gap.
 #[test]
-fn a_sum_of_deferrals_goes_on_after_whatever_comes_between() {
+fn a_sum_of_deferrals_continues_after_any_other_event() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let store = DraftStore::open(&path).unwrap();
@@ -219,7 +219,7 @@ fn a_sum_of_deferrals_goes_on_after_whatever_comes_between() {
                                decided_by = 'me', due_at = 0";
                 sql.execute(by_hand, []).unwrap();
                 if between == "resolved" {
-                    // As typed by somebody who does not know the counter.
+                    // As by hand, without the counter.
                     let again = "UPDATE drafts SET state = 'pending', decision = NULL, \
                                  decided_by = NULL";
                     sql.execute(again, []).unwrap();
@@ -236,7 +236,7 @@ fn a_sum_of_deferrals_goes_on_after_whatever_comes_between() {
             sql.query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap();
         assert!(after - before <= 44, "{between}: {} rows more", after - before);
     }
-    // Claims that are released again and again leave nothing either.
+    // Repeated releases leave no rows either.
     let count =
         || -> i64 { sql.query_row("SELECT count(*) FROM history", [], |row| row.get(0)).unwrap() };
     let before = count();

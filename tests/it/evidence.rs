@@ -1,8 +1,8 @@
-//! What a queue must be able to show: that nothing is lost, done twice without need or left
-//! behind when its processes are killed, stopped and crowded at random. Real processes of the
-//! built binary, one file, and the whole history read back afterwards.
+//! Proofs for a queue: nothing is lost, processed twice without need, or left
+//! behind when its processes are killed, stopped and crowded at random. The tests run the
+//! built binary on one file and read the whole history afterwards.
 //!
-//! Each proof has a short form among the ordinary tests and a long one:
+//! Each test has a short form among the ordinary tests, and a long form:
 //!
 //! ```text
 //! cargo test --release --test it evidence -- --ignored --nocapture --test-threads=1
@@ -20,8 +20,8 @@
 //! | `DRAFTQ_TEST_SEED` | the seed of every random choice | another each time |
 //!
 //! The torture counts as Jepsen's total-queue does. Each form prints one line of JSON with its
-//! seed and its figures. No time is asserted but where a hang would be, and nothing sleeps: who
-//! waits, waits for a process, a pipe or a FIFO.
+//! seed and its figures. Times are asserted only to detect a hang, and no test sleeps: it
+//! waits for a process, a pipe or a FIFO.
 
 #![allow(clippy::print_stdout, reason = "the figures are the point")]
 
@@ -51,10 +51,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// What takes longer than this hangs.
+/// A step that takes longer than this is treated as a hang.
 const HANG: Duration = Duration::from_secs(120);
 
-/// A directory with a database in it, and the built binary to use it with.
+/// A directory with a database, and the built binary.
 struct Bench {
     directory: tempfile::TempDir,
 }
@@ -89,7 +89,7 @@ impl Bench {
         DraftStore::open(self.db()).unwrap()
     }
 
-    /// A connection as that of a person with a SQL shell.
+    /// A connection like that of a SQL shell.
     fn sql(&self) -> Connection {
         let connection = Connection::open(self.db()).unwrap();
         connection.busy_timeout(HANG).unwrap();
@@ -108,7 +108,7 @@ fn command_on<S: AsRef<OsStr>>(db: &Path, arguments: impl IntoIterator<Item = S>
     command
 }
 
-/// A named pipe between a program and the test. It is open at both ends here, so that nobody
+/// A named pipe between a program and the test. The test has both ends open, so that no process
 /// waits for the other to open it.
 struct Fifo {
     path: PathBuf,
@@ -138,7 +138,7 @@ impl Fifo {
     }
 }
 
-/// The next line of a pipe, or nothing if none comes in time.
+/// The next line of a pipe; `None` if there is none in time.
 fn next_line(
     pipe: &mut (impl Read + AsFd),
     unread: &mut Vec<u8>,
@@ -163,7 +163,7 @@ fn next_line(
     }
 }
 
-/// Whether there is something to read, or an end, within the limit.
+/// Whether there is something to read, or the end, within the limit.
 fn readable(fd: &impl AsFd, limit: Duration) -> bool {
     let timeout = Timespec::try_from(limit).unwrap();
     let mut fds = [PollFd::new(fd, PollFlags::IN)];
@@ -176,7 +176,7 @@ fn readable(fd: &impl AsFd, limit: Duration) -> bool {
     }
 }
 
-/// A running process of ours. It dies with the test.
+/// A process that the test started. It is killed when it is dropped.
 struct Process {
     child: Option<Child>,
     pid: Pid,
@@ -191,7 +191,7 @@ impl Process {
         Self { child: Some(child), pid, pidfd }
     }
 
-    /// The same, with both outputs kept.
+    /// The same, with both outputs collected.
     fn start_piped(command: &mut Command) -> Self {
         Self::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()))
     }
@@ -208,7 +208,7 @@ impl Process {
         kill_process(self.pid, signal).unwrap();
     }
 
-    /// SIGKILL it at this moment of its life, unless it ends before. What it said, and whether it
+    /// SIGKILL it after this time, unless it ends before. Returns its output, and whether it
     /// was killed.
     fn kill_after(self, moment: Duration) -> (Output, bool) {
         if !self.ended_within(moment) {
@@ -219,7 +219,7 @@ impl Process {
         (output, killed)
     }
 
-    /// Wait for its end, and have what it said.
+    /// Wait for its end, and return its output.
     fn output(mut self) -> Output {
         let child = self.child.take().unwrap();
         let output = std::thread::spawn(move || child.wait_with_output().unwrap());
@@ -242,13 +242,13 @@ fn killed_by(output: &Output, signal: Signal) -> bool {
     output.status.signal() == Some(signal.as_raw())
 }
 
-/// SIGKILL the process group of a program whose runner is no more.
+/// SIGKILL the process group of a program whose runner is dead.
 fn kill_group(pid: &str) {
     let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
     let _ = rustix::process::kill_process_group(pid, Signal::KILL);
 }
 
-/// The JSON that a command printed, its only line.
+/// The single line of JSON that a command printed.
 fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("{error}: {output:?}");
@@ -260,7 +260,7 @@ fn draft(text: &str) -> Draft {
     crate::harness::draft(text)
 }
 
-/// The seed of this test: the one that is asked for, or another each time.
+/// The seed of this test: the one that is set, or a random one.
 fn seed() -> u64 {
     std::env::var("DRAFTQ_TEST_SEED")
         .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap())

@@ -35,7 +35,7 @@ fn runners(path: &Path) -> i64 {
 }
 
 #[test]
-fn four_workers_process_what_they_submitted() {
+fn the_four_workers_example_processes_what_it_submitted() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     let ran: Ran = finish(example("four_workers", &path), b"");
@@ -50,7 +50,7 @@ fn four_workers_process_what_they_submitted() {
 }
 
 #[test]
-fn the_own_loop_finishes_defers_and_records_errors_and_waits_for_more() {
+fn the_own_loop_example_works() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     let drafts = ["keep", "later", "broken"].map(draft);
@@ -78,7 +78,7 @@ fn the_own_loop_finishes_defers_and_records_errors_and_waits_for_more() {
 }
 
 #[test]
-fn the_embedding_service_loses_no_draft() {
+fn the_embedding_example_loses_no_draft() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     // Twice: the second time, all drafts are there already.

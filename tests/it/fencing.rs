@@ -1,23 +1,13 @@
-//! A claim that was lost: its holder is told, changes nothing, and what it brought too late is
+//! A lost claim: its holder gets an error and changes nothing, and its late result is
 //! kept as an event.
 
 use std::time::SystemTime;
 
-use draftq::RunnerRegistration;
-use draftq::{Claim, Claimed};
-use draftq::{DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Outcome};
+use draftq::{DraftProcessingDecision, DraftState, LibrarianError, Outcome};
 use draftq::{ErrorKind, ProcessorError};
 use rusqlite::Connection;
 
-use crate::harness::{assert_whole, draft, seed, setting, store};
-
-fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
-    let mut snapshot = store.pending_snapshot().unwrap();
-    match store.claim_next(runner, &mut snapshot).unwrap() {
-        Some(Claimed::Draft(claim)) => *claim,
-        other => panic!("expected a draft, got {other:?}"),
-    }
-}
+use crate::harness::{assert_whole, claim, draft, seed, setting, store};
 
 fn row(connection: &Connection, id: &str) -> String {
     connection
@@ -32,13 +22,13 @@ fn row(connection: &Connection, id: &str) -> String {
 }
 
 #[test]
-fn a_late_move_is_refused_whoever_took_the_claim() {
+fn a_late_result_is_refused() {
     lose_claims(200);
 }
 
 #[test]
 #[ignore = "long; DRAFTQ_TEST_ROUNDS sets how long"]
-fn a_late_move_is_refused_every_time() {
+fn a_late_result_is_refused_every_time() {
     lose_claims(setting("DRAFTQ_TEST_ROUNDS", 1_000));
 }
 
@@ -49,7 +39,7 @@ fn lose_claims(rounds: u64) {
     let path = directory.path().join("drafts.db");
     let by_hand = Connection::open(&path).unwrap();
     let other = store.register_runner("other").unwrap();
-    // A runner registers with some fifty of them, so that dead ones and live ones both own.
+    // A runner registers again after about fifty rounds, so that both dead and live runners own claims.
     let mut runner = store.register_runner("test").unwrap();
     let mut refused = 0;
     for round in 0..rounds {
@@ -61,13 +51,13 @@ fn lose_claims(rounds: u64) {
 
         let ways = if round % 50 == 49 { 4..5 } else { 0..4 };
         match random.u32(ways) {
-            // Somebody releases it by hand, and age recovers it.
+            // Its owner is removed by hand, and age recovers it.
             0 => {
                 let sql = "UPDATE drafts SET claim_token = NULL, owner = NULL WHERE id = ?1";
                 by_hand.execute(sql, [&id]).unwrap();
                 assert_eq!(store.recover(SystemTime::now()).unwrap().to_pending.len(), 1);
             }
-            // By hand, back to pending, and perhaps to a terminal state.
+            // It is moved by hand to pending, and perhaps to a terminal state.
             1 => {
                 let sql = "UPDATE drafts SET state = 'pending', claimed_at = NULL, \
                            claim_token = NULL, owner = NULL WHERE id = ?1";
@@ -84,14 +74,14 @@ fn lose_claims(rounds: u64) {
             3 => {
                 store.transition(draft.id(), DraftState::Processing, DraftState::Pending).unwrap();
             }
-            // Its runner ends, and anyone recovers.
+            // Its runner ends, and another recovers the claim.
             _ => {
                 runner = store.register_runner("test").unwrap();
                 let recovery = store.recover(SystemTime::UNIX_EPOCH).unwrap();
                 assert_eq!(recovery.to_pending.len(), 1, "seed {seed}, round {round}");
             }
         }
-        // It stays there, or another claims it and may have finished it.
+        // It stays pending, or another runner claims it and may finish it.
         let pending = store.load(DraftState::Pending, draft.id()).is_ok();
         let now_held = (pending && random.bool()).then(|| claim(&store, &other));
         let still_held = match now_held {
@@ -132,7 +122,7 @@ fn lose_claims(rounds: u64) {
             }
         }
         refused += 1;
-        // Whoever holds it now is not disturbed. No draft is left to be claimed by the next round.
+        // The current holder is not affected. No draft is left for the next round to claim.
         match still_held {
             Some(claim) => {
                 store.finish(claim, &DraftProcessingDecision::Accepted.into()).unwrap();
@@ -152,7 +142,7 @@ fn lose_claims(rounds: u64) {
 }
 
 #[test]
-fn a_late_move_on_a_draft_that_is_gone_is_refused_too() {
+fn a_late_result_for_a_deleted_draft_is_refused() {
     let (directory, store) = store();
     let by_hand = Connection::open(directory.path().join("drafts.db")).unwrap();
     let runner = store.register_runner("test").unwrap();

@@ -8,7 +8,7 @@ use draftq::{
     DraftSourceSurface, DraftState, DraftStore, LibrarianError, run_once,
 };
 
-/// Seed-style: `process` alone, errors from `?` on I/O and JSON, fields and names as they were.
+/// As in the file version: `process` alone, errors from `?` on I/O and JSON, the same names.
 struct TextMatchingProcessor {
     seen: Vec<String>,
 }
@@ -103,7 +103,7 @@ fn a_deferred_draft_is_pending_again_and_the_run_ends() {
 }
 
 #[test]
-fn a_stale_claim_is_recovered_before_the_scan() {
+fn a_stale_claim_is_recovered_before_drafts_are_counted() {
     let (_directory, store) = store();
     let draft = draft("skip me after recovery");
     store.submit(&draft).unwrap();
@@ -138,7 +138,7 @@ fn a_processors_error_ends_run_once_and_leaves_the_draft_in_processing() {
         );
         assert_eq!(store.load(DraftState::Processing, draft.id()).unwrap(), draft);
 
-        // Nobody holds it, and age alone brings it back.
+        // No runner holds it, so that only age recovers it.
         let summary = run_once(&store, &mut matching(), now, Duration::from_secs(900)).unwrap();
         assert_eq!(summary.recovered_processing, 0);
         let later = SystemTime::now() + Duration::from_secs(901);
@@ -149,7 +149,7 @@ fn a_processors_error_ends_run_once_and_leaves_the_draft_in_processing() {
 }
 
 #[test]
-fn illegal_edges_and_missing_drafts_are_typed() {
+fn illegal_moves_and_missing_drafts_are_typed_errors() {
     let (_directory, store) = store();
     let present = draft("present");
     store.submit(&present).unwrap();
@@ -178,7 +178,7 @@ fn illegal_edges_and_missing_drafts_are_typed() {
 }
 
 #[test]
-fn transition_walks_a_runners_edges() {
+fn transition_makes_the_moves_of_a_runner() {
     for to in DraftState::ALL.into_iter().filter(|to| *to != DraftState::Processing) {
         let (_directory, store) = store();
         let draft = draft("by hand");

@@ -1,4 +1,4 @@
-//! Programs do not outlive their runner, however that dies: its guard sees to it.
+//! Programs do not outlive their runner, however it dies, because its guard kills them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,15 +20,15 @@ use serde_json::json;
 
 use crate::harness::{Sandbox, draft};
 
-/// Longer than anything here takes, and shorter than the programs sleep.
+/// Longer than any step here takes, and shorter than the programs sleep.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Leaves a child in its group, shows by an open FIFO that it lives, and says that it has begun.
+/// Starts a child in its group, holds a FIFO open as long as it lives, and prints that it has begun.
 ///
-/// It first reads the draft, which it is given only when the guard knows of it.
+/// It reads the draft first, because it gets the draft only after the guard knows the program.
 const PROGRAM: &str = "cat >/dev/null; exec 3>alive; echo begun >&3; sleep 900 & exec sleep 900";
 
-/// A runner with programs in hand.
+/// A runner with running programs.
 struct Runner {
     process: Child,
     /// Of all programs of all runners of this sandbox.
@@ -45,7 +45,7 @@ impl Runner {
         Self::start_command(sandbox, command, jobs.parse().unwrap())
     }
 
-    /// Start it, and wait until so many programs have begun.
+    /// Start it, and wait until this many programs have begun.
     fn start_command(sandbox: &Sandbox, mut command: Command, programs: usize) -> Self {
         let alive = fifo(sandbox.path("alive"));
         let process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -71,7 +71,7 @@ impl Runner {
         guards.first().copied()
     }
 
-    /// Kill it, and see its programs and its guard go.
+    /// Kill it, and wait for the end of its programs and its guard.
     fn die(mut self) {
         let guard = self.guard().expect("it has a guard");
         let killed = Instant::now();
@@ -98,7 +98,7 @@ fn fifo(path: PathBuf) -> PathBuf {
     path
 }
 
-/// Do this, which waits for something, and fail if it takes too long.
+/// Call the function, and fail if it takes too long.
 #[track_caller]
 fn within_limit<T: Send + 'static>(otherwise: &str, wait: impl FnOnce() -> T + Send + 'static) {
     let (done, waited) = mpsc::channel();
@@ -154,25 +154,25 @@ fn open_files(pid: Pid) -> BTreeMap<u32, PathBuf> {
 }
 
 #[test]
-fn the_programs_of_a_killed_runner_are_gone() {
+fn the_programs_of_a_killed_runner_are_killed() {
     for jobs in [1, 4] {
         let sandbox = Sandbox::new();
         Runner::start(&sandbox, jobs, PROGRAM).die();
-        // Nobody is in its way: the next run takes its drafts.
+        // The next run processes its drafts.
         let ran = sandbox.draftq(["run", "--exit-code", "--", "true"]);
         assert_eq!(ran.expect(0).json()["summary"]["accepted"], jobs);
     }
 }
 
 #[test]
-fn the_programs_of_a_killed_runner_with_200_jobs_are_gone() {
+fn the_programs_of_a_killed_runner_with_200_jobs_are_killed() {
     let sandbox = Sandbox::new();
     Runner::start(&sandbox, 200, "cat >/dev/null; exec 3>alive; echo begun >&3; exec sleep 900")
         .die();
 }
 
 #[test]
-fn a_leader_that_left_its_group_goes_as_well() {
+fn a_program_that_left_its_group_is_killed() {
     if !crate::harness::have("python3") {
         return;
     }
@@ -202,7 +202,7 @@ time.sleep(900)'";
 }
 
 #[test]
-fn a_library_users_programs_die_with_it() {
+fn the_programs_of_a_killed_library_user_are_killed() {
     const ROLE: &str = "DRAFTQ_TEST_LIBRARY_USER";
     if std::env::var_os(ROLE).is_some() {
         let args = vec!["-c".into(), PROGRAM.into()];
@@ -213,11 +213,13 @@ fn a_library_users_programs_die_with_it() {
     let sandbox = Sandbox::new();
     let myself = std::env::current_exe().unwrap();
     let mut command = sandbox.command_of(myself.to_str().unwrap());
-    command.env(ROLE, "").args(["--exact", "guard::a_library_users_programs_die_with_it"]);
+    command
+        .env(ROLE, "")
+        .args(["--exact", "guard::the_programs_of_a_killed_library_user_are_killed"]);
     Runner::start_command(&sandbox, command, 1).die();
 }
 
-/// Waits until somebody opens `release`, and accepts.
+/// Waits until `release` is opened, then accepts.
 const WAITING: &str =
     r#"cat >/dev/null; exec 3>alive; echo begun >&3; cat <release; echo '{"decision":"accepted"}'"#;
 
@@ -246,7 +248,7 @@ fn a_guard_ends_with_its_runner() {
 }
 
 #[test]
-fn a_guard_keeps_no_files_and_no_secrets() {
+fn a_guard_inherits_no_files_and_no_environment() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     fifo(sandbox.path("release"));
@@ -260,9 +262,9 @@ fn a_guard_keeps_no_files_and_no_secrets() {
     assert_eq!(of_the_runner[&5], sandbox.path("mine").canonicalize().unwrap());
     assert!(of_the_runner.values().any(|file| file.ends_with("drafts.db")), "{of_the_runner:?}");
     let guard = runner.guard().unwrap();
-    // What the test was started with goes to all, and a shell cannot close what is above 9.
+    // All processes inherit the descriptors of the test, and a shell cannot close those above 9.
     let inherited = |number: &u32| *number > 9 && of_the_runner.contains_key(number);
-    // It may not have come to its second line yet.
+    // It may not have reached its second line yet.
     until("it keeps files open", || {
         let mut files = open_files(guard);
         files.retain(|number, file| !inherited(number) || file.starts_with(sandbox.root()));
@@ -315,13 +317,13 @@ fn a_guard_that_is_killed_is_replaced_while_the_program_runs() {
     accepts(runner);
 }
 
-/// Not about the guard, but about what else a program needs of the machine.
+/// Not about the guard, but about other resources that a program needs.
 #[test]
-fn a_machine_without_descriptors_is_no_fault_of_a_draft() {
+fn a_lack_of_descriptors_charges_no_draft() {
     const ROLE: &str = "DRAFTQ_TEST_NO_DESCRIPTORS";
     if std::env::var_os(ROLE).is_none() {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        let name = "guard::a_machine_without_descriptors_is_no_fault_of_a_draft";
+        let name = "guard::a_lack_of_descriptors_charges_no_draft";
         let output = command.env(ROLE, "").args(["--exact", name]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         return;
@@ -348,7 +350,7 @@ fn a_machine_without_descriptors_is_no_fault_of_a_draft() {
             }
         }
     }
-    // Watching it takes fewer than starting it: that fails only where several start at once.
+    // Watching needs fewer descriptors than starting, so it fails only if several start at once.
     classes.remove("io");
     assert_eq!(classes, BTreeSet::from(["none", "spawn"].map(str::to_owned)));
 }

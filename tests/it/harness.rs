@@ -8,8 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::{Draft, DraftMetadata, DraftSourceSurface, DraftStore};
-use draftq::{from_unix_ms, unix_ms};
+use draftq::{
+    Claim, Claimed, Clock, Draft, DraftMetadata, DraftProcessingDecision, DraftProcessor,
+    DraftQuery, DraftSourceSurface, DraftState, DraftStore, FromFn, LibrarianError, Outcome,
+    ProcessorError, Runner, RunnerRegistration, from_fn, from_unix_ms, unix_ms,
+};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use serde_json::Value;
@@ -22,11 +25,28 @@ pub fn draft(text: &str) -> Draft {
     Draft::with_metadata(text.to_owned(), DraftMetadata::new(DraftSourceSurface::Cli, now))
 }
 
-/// A store in a directory that goes away with the first of the two.
+/// A store in a temporary directory, which is removed when the first value is dropped.
 pub fn store() -> (tempfile::TempDir, DraftStore) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
     (directory, store)
+}
+
+/// A processor that calls this function.
+pub fn judged_by<F>(function: F) -> FromFn<F>
+where
+    F: FnMut(&Draft) -> Result<Outcome, LibrarianError>,
+{
+    from_fn(function)
+}
+
+/// Claim the next draft.
+pub fn claim(store: &DraftStore, runner: &RunnerRegistration) -> Claim {
+    let mut snapshot = store.pending_snapshot().unwrap();
+    match store.claim_next(runner, &mut snapshot).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        other => panic!("expected a draft, got {other:?}"),
+    }
 }
 
 /// Close a store. A thread of its pool may drop the last connection, and only then is the WAL
@@ -74,7 +94,7 @@ pub fn seed() -> u64 {
     setting("DRAFTQ_TEST_SEED", fastrand::u64(..1 << 48))
 }
 
-/// What a statement gives, a line a row, values separated by `|`.
+/// The rows of a query, one per line, with values separated by `|`.
 pub fn rows(connection: &Connection, sql: &str) -> Result<String, rusqlite::Error> {
     let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
@@ -130,7 +150,7 @@ pub fn assert_whole(path: &Path) {
     assert_eq!(broken, 0, "rows whose history does not lead to where they are");
 }
 
-/// A machine that has never seen draftq: an empty home, a working directory, nothing else.
+/// An empty home and a working directory.
 pub struct Sandbox {
     directory: TempDir,
 }
@@ -203,7 +223,7 @@ impl Sandbox {
         command
     }
 
-    /// Run it to its end, with nothing to read.
+    /// Run it to its end with empty standard input.
     pub fn draftq<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Ran {
         finish(self.command(args), b"")
     }
@@ -273,5 +293,60 @@ impl Ran {
     #[track_caller]
     pub fn lines(&self) -> Vec<Value> {
         self.out().lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+}
+
+pub fn uncharged() -> LibrarianError {
+    ProcessorError::new("spawn", "no process").uncharged().into()
+}
+
+pub fn accept(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Ok(DraftProcessingDecision::Accepted.into())
+}
+
+pub fn err(_draft: &Draft) -> Result<Outcome, LibrarianError> {
+    Err(LibrarianError::LlmInvocationFailed { message: "no model".to_owned() })
+}
+
+/// A store with a manual clock, which starts an hour after the epoch.
+pub struct TimedStore {
+    pub _directory: tempfile::TempDir,
+    pub clock: Clock,
+    pub store: DraftStore,
+}
+
+pub fn timed_store() -> TimedStore {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(from_unix_ms(3_600_000));
+    let store = DraftStore::options()
+        .clock(clock.clone())
+        .open(directory.path().join("drafts.db"))
+        .unwrap();
+    TimedStore { _directory: directory, clock, store }
+}
+
+impl TimedStore {
+    pub fn submit(&self, texts: &[&str]) -> Vec<Draft> {
+        let drafts: Vec<Draft> = texts.iter().map(|text| draft(text)).collect();
+        self.store.submit_many(&drafts).unwrap();
+        drafts
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.clock.set(self.clock.now() + time);
+    }
+
+    pub fn runner(&self) -> Runner {
+        Runner::new(&self.store, "test").stale_after(Duration::from_secs(60)).max_errors(3)
+    }
+
+    pub fn run(&self, processor: &mut impl DraftProcessor) -> draftq::DraftRunSummary {
+        self.runner().run_one(processor, self.clock.now()).into_result().unwrap()
+    }
+
+    pub fn state(&self, draft: &Draft) -> DraftState {
+        let query = DraftQuery::default();
+        let records = self.store.query(&query).unwrap();
+        records.rows.iter().find(|record| record.id == draft.id()).unwrap().state
     }
 }

@@ -10,12 +10,12 @@ use draftq::{Draft, DraftState, DraftStore, LibrarianError};
 use crate::harness::{assert_whole, draft, store};
 
 #[test]
-fn threads_that_submit_together_each_get_their_own_answer() {
+fn threads_that_submit_together_get_their_own_results() {
     const THREADS: usize = 8;
     const EACH: usize = 60;
     let (directory, _) = store();
     let path = directory.path().join("drafts.db");
-    // Fewer connections than threads: those that follow need none.
+    // Fewer connections than threads, because followers need none.
     let store = DraftStore::options().connections(2).open(&path).unwrap();
     let start = Barrier::new(THREADS);
     let answers: Vec<(Draft, Submission)> = std::thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn threads_that_submit_together_each_get_their_own_answer() {
                     start.wait();
                     (0..EACH)
                         .map(|number| {
-                            // Every third text is one that all the others submit too.
+                            // All threads submit every third text.
                             let draft = match number % 3 {
                                 0 => draft(&format!("shared {number}")),
                                 _ => draft(&format!("{thread} {number}")),
@@ -54,12 +54,12 @@ fn threads_that_submit_together_each_get_their_own_answer() {
 }
 
 #[test]
-fn many_in_a_call_are_answered_in_order_all_or_none() {
+fn submit_many_stores_all_in_order_or_none() {
     let (directory, store) = store();
     for size in [1, 7, 8, 9, 63, 64, 65, 200] {
         let mut drafts: Vec<Draft> =
             (0..size).map(|number| draft(&format!("{size}: {number}"))).collect();
-        // The same one twice in a call, and one that is there already.
+        // One draft twice in a call, and one that is stored already.
         drafts.push(draft(&format!("{size}: 0")));
         drafts.push(draft("1: 0"));
         let submissions = store.submit_many(&drafts).unwrap();
@@ -77,7 +77,7 @@ fn many_in_a_call_are_answered_in_order_all_or_none() {
 }
 
 #[test]
-fn long_texts_among_short_ones_keep_their_places() {
+fn long_texts_among_short_ones_keep_their_order() {
     let (directory, store) = store();
     let long = "ä".repeat(DEFAULT_MAX_TEXT_BYTES / 2);
     let mut drafts: Vec<Draft> = (0..70).map(|number| draft(&format!("short {number}"))).collect();
@@ -89,7 +89,7 @@ fn long_texts_among_short_ones_keep_their_places() {
 }
 
 #[test]
-fn what_is_rejected_is_rejected_on_every_way_in() {
+fn every_way_to_submit_rejects_the_same_drafts() {
     let (_directory, store) = store();
     let blank = draft(" \n\t");
     let rejected = |error: LibrarianError| matches!(error, LibrarianError::DraftRejected { .. });

@@ -1,5 +1,5 @@
-//! What is the machine's fault is not the draft's: it is given back, a result is kept, and
-//! nothing is charged.
+//! A fault of the machine is not the draft's: the draft is released, a result is kept, and
+//! no error is counted.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -7,16 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use draftq::Cancellation;
-use draftq::ProcessorError;
 use draftq::{
-    Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore, LibrarianError, Runner,
+    Cancellation, Draft, DraftProcessingDecision, DraftProcessor, DraftState, DraftStore,
+    LibrarianError, ProcessorError, Runner,
 };
 use rusqlite::Connection;
 
-use crate::harness::{Sandbox, draft, finish, store};
+use crate::harness::{Sandbox, draft, finish, judged_by, store, uncharged};
 
-/// Errs as if the machine had no process to spare, so many times, and accepts then.
+/// Fails this many times as if no process could be started, then accepts.
 struct Starved {
     times: usize,
     tried: Arc<AtomicUsize>,
@@ -43,7 +42,7 @@ fn charged(store: &DraftStore) -> (u64, u64, u64) {
 }
 
 #[test]
-fn a_run_waits_for_the_machine_and_charges_nothing() {
+fn a_run_waits_for_the_machine_and_charges_no_draft() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let (mut processor, tried) = starved(3);
@@ -55,7 +54,7 @@ fn a_run_waits_for_the_machine_and_charges_nothing() {
 }
 
 #[test]
-fn a_run_that_is_asked_to_end_while_it_waits_gives_the_draft_back() {
+fn a_run_cancelled_while_it_waits_releases_the_draft() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let cancellation = Cancellation::default();
@@ -78,7 +77,7 @@ fn a_run_that_is_asked_to_end_while_it_waits_gives_the_draft_back() {
 }
 
 #[test]
-fn a_run_ends_when_the_machine_never_lets_it_work() {
+fn a_run_ends_if_the_machine_stays_unusable() {
     let (_directory, store) = store();
     for text in ["a", "b", "c"] {
         store.submit(&draft(text)).unwrap();
@@ -94,7 +93,7 @@ fn a_run_ends_when_the_machine_never_lets_it_work() {
     assert_eq!(charged(&store), (0, 0, 0));
 }
 
-/// Accepts, and another writer takes the lock before the result can be stored.
+/// Accepts, but another writer takes the lock before the result can be stored.
 struct Locks {
     path: std::path::PathBuf,
     writer: Arc<Mutex<Option<Connection>>>,
@@ -110,10 +109,10 @@ impl DraftProcessor for Locks {
     }
 }
 
-/// Twelve tries of a busy time-out that is over at once were used up in a moment, and the result
-/// was thrown away.
+/// With a busy time-out of zero, twelve tries were used up in a moment, and the result
+/// was lost.
 #[test]
-fn a_result_is_kept_for_as_long_as_others_hold_the_lock() {
+fn a_result_is_kept_while_another_process_holds_the_lock() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drafts.db");
     for busy_timeout in [Duration::ZERO, Duration::from_millis(20)] {
@@ -145,7 +144,7 @@ fn a_result_is_kept_for_as_long_as_others_hold_the_lock() {
     }
 }
 
-/// More programs at a time than the machine has descriptors for.
+/// More programs than there are descriptors for.
 #[test]
 fn too_few_descriptors_charge_no_draft() {
     let sandbox = Sandbox::new();
@@ -169,11 +168,11 @@ fn too_few_descriptors_charge_no_draft() {
         })
         .unwrap();
     assert_eq!(charged, 0);
-    // Without the limit nothing of this was seen, so the limit was met.
+    // The log shows that the limit was reached.
     assert!(ran.err().contains("a processor cannot work at the moment"), "{}", ran.err());
 }
 
-/// The disk is full when a result is to be stored: it is kept until there is room.
+/// The disk is full when a result is stored: it is kept until there is space.
 #[test]
 fn a_result_is_kept_while_the_disk_is_full() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -192,11 +191,11 @@ fn a_result_is_kept_while_the_disk_is_full() {
     let mut child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
     std::fs::read(&have).unwrap();
-    // No file of the runner's may grow, or be written beyond its first byte.
+    // None of the runner's files may grow beyond its first byte.
     let old = prlimit(Some(pid), Resource::Fsize, Rlimit { current: Some(1), maximum: None });
     let old = old.unwrap();
     std::fs::write(&leave, "leave\n").unwrap();
-    // It says that it could not store the result, and tries again.
+    // It logs that the result could not be stored, and tries again.
     let mut errors = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("could not be stored yet") {
@@ -209,4 +208,32 @@ fn a_result_is_kept_while_the_disk_is_full() {
     let shown = sandbox.show(&id);
     assert_eq!((&shown["state"], &shown["claims"]), (&"accepted".into(), &1.into()));
     assert_eq!((&shown["errors"], &shown["crashes"]), (&0.into(), &0.into()));
+}
+
+/// A worker that fails because of the machine does not end a run in which another gets results, for
+/// however long that is.
+#[test]
+fn a_run_continues_while_one_worker_gets_results() {
+    /// Longer than a run waits without any result.
+    const FAILS_FOR: Duration = Duration::from_secs(11);
+    let (_directory, store) = store();
+    let mut drafts = vec![draft("the machine fails it")];
+    drafts.extend((0..30).map(|number| draft(&format!("works {number}"))));
+    store.submit_many(&drafts).unwrap();
+    let begun = Instant::now();
+    let judge = || {
+        judged_by(|draft: &Draft| {
+            if draft.raw_text().starts_with("works") {
+                // Slow work.
+                std::thread::sleep(Duration::from_millis(450));
+            } else if begun.elapsed() < FAILS_FOR {
+                return Err(uncharged());
+            }
+            Ok(DraftProcessingDecision::Accepted.into())
+        })
+    };
+    let mut processors = [judge(), judge()];
+    let report = Runner::new(&store, "test").run(&mut processors, SystemTime::now());
+    assert!(report.stopped_by.is_none(), "{:?}", report.stopped_by);
+    assert_eq!(report.summary.accepted, drafts.len());
 }

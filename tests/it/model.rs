@@ -20,7 +20,7 @@ const MAX_ERRORS: u64 = 3;
 const NORMAL: i64 = 1_750_000_000_000;
 const MONTH_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
-/// What the store should hold of one draft.
+/// The expected state of one draft.
 #[derive(Debug, Clone)]
 struct Entry {
     /// Its place in the order of submission.
@@ -29,7 +29,7 @@ struct Entry {
     state: DraftState,
     due_at: i64,
     claimed_at: Option<i64>,
-    /// Stands for the token: the number of the claim that holds it.
+    /// In place of the token: the number of the claim that holds it.
     token: Option<u64>,
     owner: Option<i64>,
     claims: u64,
@@ -79,13 +79,34 @@ impl Entry {
         self.record("claimed", DraftState::Pending, now, owner);
     }
 
-    /// Out of processing. The decision and the rest are set before.
+    /// Move it out of processing. The decision and the other fields are set before.
     fn leave(&mut self, to: DraftState, event: &str, now: i64) {
         let owner = self.owner;
         (self.claimed_at, self.token, self.owner) = (None, None, None);
         self.state = to;
         self.updated_at = now;
         self.record(event, DraftState::Processing, now, owner);
+    }
+
+    /// Record a late result, which changes nothing.
+    fn refuse(
+        &mut self,
+        at: i64,
+        runner: i64,
+        decision: Option<DraftProcessingDecision>,
+        note: Option<String>,
+        error_class: Option<String>,
+    ) {
+        self.history.push(Event {
+            event: "refused".to_owned(),
+            from: Some(self.state),
+            to: self.state,
+            at,
+            runner: Some(runner),
+            decision,
+            note,
+            error_class,
+        });
     }
 
     fn is_ready(&self) -> bool {
@@ -100,10 +121,10 @@ struct Kept {
     runner: i64,
 }
 
-/// A snapshot of the store's, and what it should be.
+/// A snapshot of the store, and its expected content.
 struct Window {
     snapshot: PendingSnapshot,
-    /// Places among the entries.
+    /// Indexes of entries.
     after: usize,
     until: usize,
     remaining: usize,
@@ -265,7 +286,7 @@ impl World {
         self.places.get(&id).map(|place| &mut self.entries[*place])
     }
 
-    /// What a submission of this draft should say; adds it to the model.
+    /// The expected result of a submission of this draft; adds it to the model.
     fn stage(&mut self, draft: &Draft) -> (DraftId, DraftState, bool) {
         if let Some(entry) = self.entry(draft.id()) {
             return (draft.id(), entry.state, false);
@@ -438,17 +459,8 @@ impl World {
         let result = store.finish(claim, &outcome);
         let entry = self.entry(id).ok_or("a claim of nothing")?;
         if entry.token != Some(token) {
-            let state = entry.state;
-            entry.history.push(Event {
-                event: "refused".into(),
-                from: Some(state),
-                to: state,
-                at: now,
-                runner: Some(runner),
-                decision: Some(decision),
-                note: outcome.note().map(str::to_owned),
-                error_class: None,
-            });
+            let note = outcome.note().map(str::to_owned);
+            entry.refuse(now, runner, Some(decision), note, None);
             err(result, |error| matches!(error, LibrarianError::LostClaim { id: i } if *i == id))?;
             return self.inspect(store, id);
         }
@@ -479,17 +491,7 @@ impl World {
         let result = store.record_error(claim, &error);
         let entry = self.entry(id).ok_or("a claim of nothing")?;
         if entry.token != Some(token) {
-            let state = entry.state;
-            entry.history.push(Event {
-                event: "refused".into(),
-                from: Some(state),
-                to: state,
-                at: now,
-                runner: Some(runner),
-                decision: None,
-                note: None,
-                error_class: Some("exit".into()),
-            });
+            entry.refuse(now, runner, None, None, Some("exit".into()));
             err(result, |error| matches!(error, LibrarianError::LostClaim { id: i } if *i == id))?;
             return self.inspect(store, id);
         }
@@ -527,7 +529,7 @@ impl World {
                 entry.claimed_at = Some(now);
                 entry.updated_at = now;
             }
-            // The model's runners end in good order, so no draft is charged for it.
+            // The model's runners end normally, so no draft is charged.
             let owned = entry.owner.is_some();
             match entry.owner {
                 Some(owner) if alive.contains(&owner) => continue,
@@ -544,7 +546,7 @@ impl World {
             to_pending.insert(id);
             entry.leave(DraftState::Pending, "recovered", now);
             if !owned && entry.errors >= 2 {
-                // The delay is random: take over what lies within its bounds.
+                // The delay is random: accept any value within its bounds.
                 let base = (10_000_i64 << (entry.errors - 2).min(20)).min(3_600_000);
                 let due_at = ok(store.inspect(id))?.0.due_at_unix_ms.unwrap_or(0);
                 let low = (now + base * 75 / 100).min(MAX_UNIX_MS);
@@ -581,17 +583,19 @@ impl World {
         let ids: Vec<_> = (0..count).map(|_| self.any_id()).collect();
         let result = store.requeue(&ids);
         let now = self.now;
+        let alive: Vec<i64> = self.runners.iter().flatten().map(RunnerRegistration::id).collect();
         for id in &ids {
-            match self.entry(*id).map(|entry| entry.state) {
+            match self.entry(*id).map(|entry| entry.owner) {
                 None => {
                     return err(
                         result,
                         |error| matches!(error, LibrarianError::UnknownDraft { id: i } if i == id),
                     );
                 }
-                Some(DraftState::Processing) => {
+                Some(Some(owner)) if alive.contains(&owner) => {
                     return err(result, |error| {
-                        matches!(error, LibrarianError::DraftInProcessing { .. })
+                        matches!(error, LibrarianError::DraftHeld { id: i, runner, .. }
+                            if (i, *runner) == (id, owner))
                     });
                 }
                 Some(_) => {}
@@ -603,10 +607,15 @@ impl World {
             let entry = self.entry(*id).ok_or("gone")?;
             let from = entry.state;
             model.push((*id, from));
-            if from.is_terminal() {
+            if from == DraftState::Pending {
+                continue;
+            }
+            (entry.decision, entry.note, entry.error_class) = (None, None, None);
+            (entry.errors, entry.updated_at) = (0, now);
+            if from == DraftState::Processing {
+                entry.leave(DraftState::Pending, "requeued", now);
+            } else {
                 entry.state = DraftState::Pending;
-                (entry.decision, entry.note, entry.error_class) = (None, None, None);
-                (entry.errors, entry.updated_at) = (0, now);
                 entry.record("requeued", from, now, None);
             }
         }
@@ -749,7 +758,7 @@ fn drafts_metadata() -> DraftMetadata {
 }
 
 fn walk(operations: u64) {
-    /// Operations on one file; then a new one, so that the model's walks through it stay short.
+    /// The number of operations on one file. Then a new file is used, so that the model stays fast.
     const PER_FILE: u64 = 5_000;
     let seed = seed();
     println!("seed {seed}");

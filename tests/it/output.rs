@@ -1,4 +1,4 @@
-//! What output costs, and what it must not let through: long cells, long columns, line breaks in
+//! The cost of output, and its safety: long cells, long columns, line breaks in
 //! names, values of private flags, and a standard output that cannot be written.
 
 use std::ffi::{OsStr, OsString};
@@ -25,7 +25,7 @@ pub fn peak_mib_unless_ended(child: &Child) -> Option<u64> {
     Some(kib / 1024)
 }
 
-/// So many drafts, each with this SQL expression as its note and that as its output. A note can
+/// This many drafts, each with these SQL expressions as its note and its output. A note can
 /// be changed in place by hand.
 fn drafts_with(sandbox: &Sandbox, drafts: u64, note: &str, output: &str) {
     let lines: String = (0..drafts).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
@@ -43,7 +43,7 @@ fn long(c: char) -> String {
 }
 
 #[test]
-fn the_time_of_a_list_is_linear_in_what_it_shows() {
+fn the_time_of_a_list_is_linear_in_its_length() {
     for c in ['\u{1b}', '\u{200b}', '\u{301}', '\u{200d}', '名', '👩', 'x'] {
         let sandbox = Sandbox::new();
         drafts_with(&sandbox, setting("DRAFTQ_TEST_LIST_ROWS", 60), &long(c), "NULL");
@@ -65,7 +65,7 @@ fn the_time_of_a_list_is_linear_in_what_it_shows() {
 }
 
 #[test]
-fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
+fn a_line_break_in_a_cell_is_escaped() {
     let sandbox = Sandbox::new();
     drafts_with(&sandbox, 1, "'one' || char(10) || 'two' || char(9) || 'three'", "NULL");
     let ran = sandbox.draftq(["list"]);
@@ -74,7 +74,7 @@ fn a_line_break_in_a_cell_is_shown_and_hides_nothing() {
 }
 
 #[test]
-fn a_list_holds_no_more_than_it_shows() {
+fn a_list_needs_little_memory() {
     let sandbox = Sandbox::new();
     let drafts = setting("DRAFTQ_TEST_LIST_ROWS", 400);
     // 150,002 bytes of JSON.
@@ -83,7 +83,7 @@ fn a_list_holds_no_more_than_it_shows() {
     for args in [&["list", "--limit=0"][..], &["list", "--limit=0", "--json"]] {
         let mut child = sandbox.command(args).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
-        // It cannot end before it is read to the end: its peak can be looked at.
+        // It cannot end before its output is read, so its peak can be read.
         rustix::pipe::fcntl_setpipe_size(&stdout, 4096).unwrap();
         let all = if args.len() == 3 { drafts * 150_000 } else { drafts * 40 };
         let mut read = vec![0; usize::try_from(all * 9 / 10).unwrap()];
@@ -97,7 +97,7 @@ fn a_list_holds_no_more_than_it_shows() {
 }
 
 #[test]
-fn line_breaks_in_names_forge_no_lines() {
+fn line_breaks_in_names_are_escaped() {
     let sandbox = Sandbox::new();
     sandbox.submit("x");
     let forged = "a\ndraftq: all drafts were lost\r\u{2028}\u{85}b";
@@ -124,14 +124,14 @@ fn line_breaks_in_names_forge_no_lines() {
     empty.expect(0);
     let none = sandbox.draftq(["--db", &format!("{forged}/q.db"), "list", "--agent=nobody"]);
     assert_eq!(none.expect(0).out().lines().count(), 1, "{}", none.out());
-    // One that cannot be taken is named on a line of its own.
+    // A file that cannot be submitted is named on a line of its own.
     sandbox.file(&format!("{forged}/e\nmpty.md"), "");
     let swept = sandbox.draftq(["--format=text", "sweep", forged]);
     assert_eq!(swept.expect(0).out().lines().count(), 2, "{}", swept.out());
 }
 
 #[test]
-fn whatever_follows_a_flag_with_a_text_is_its_value() {
+fn a_value_may_begin_with_a_hyphen() {
     let sandbox = Sandbox::new();
     for text in ["---\ntitle: x\n", "- item", "--foo", "-", "--", "-q", "--text=x", "--help", "-1"]
     {
@@ -159,7 +159,7 @@ fn whatever_follows_a_flag_with_a_text_is_its_value() {
 }
 
 #[test]
-fn no_error_of_usage_repeats_a_text() {
+fn no_usage_error_repeats_a_text() {
     let sandbox = Sandbox::new();
     sandbox.file("file", "x");
     let flags = ["--text", "--agent", "--project", "--operator", "--provenance", "--tag"];
@@ -200,7 +200,7 @@ fn no_error_of_usage_repeats_a_text() {
                 let ran = sandbox.draftq(&line);
                 assert!(ran.code != Some(0) || ran.err().is_empty(), "{line:?}");
                 errors += usize::from(ran.code == Some(64));
-                // A word that looks like the name of a flag is one, if it is no flag's value.
+                // A word that looks like a flag is one, unless it is the value of a flag.
                 let unknown = "unexpected argument '--canary' found";
                 let values = line.windows(2).filter(|pair| flags.iter().any(|it| pair[0] == **it));
                 let hyphen = |it: &&OsString| it.as_bytes().starts_with(b"--canary");
@@ -217,7 +217,7 @@ fn no_error_of_usage_repeats_a_text() {
 }
 
 #[test]
-fn what_is_stored_is_said_when_it_cannot_be_printed() {
+fn a_failed_print_still_says_what_was_stored() {
     if !std::path::Path::new("/dev/full").exists() {
         println!("skipped: there is no /dev/full here");
         return;
@@ -254,7 +254,7 @@ fn what_is_stored_is_said_when_it_cannot_be_printed() {
     assert!(full(&["requeue", &id], "").contains("but 1 draft was requeued"));
     assert!(full(&["requeue", &id], "").contains("nothing was requeued"));
 
-    // Whoever reads the answers may stop: all drafts are taken, and nobody complains.
+    // The reader may close the pipe: all drafts are stored, and there is no error.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let lines: String = (0..3000).map(|n| format!("{{\"raw_text\":\"piped {n}\"}}\n")).collect();

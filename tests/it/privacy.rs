@@ -1,4 +1,4 @@
-//! A draft's text is in the database and where somebody asked to see it, and nowhere else.
+//! A draft's text is in the database and in output that was asked for, and nowhere else.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -34,14 +34,14 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The names of the files below here in which the word is.
+/// The names of the files below this path that contain the word.
 fn files_with(directory: &Path, word: &str) -> BTreeSet<String> {
     let files = files(directory).into_iter();
     let found = files.filter(|path| contains(&fs::read(path).unwrap_or_default(), word));
     found.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-/// The processes in whose arguments, name or environment the word is.
+/// The processes whose arguments, name or environment contain the word.
 fn processes_with(word: &str) -> Vec<PathBuf> {
     let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
     let of = ["cmdline", "environ", "comm"];
@@ -51,7 +51,7 @@ fn processes_with(word: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// As talkative as it gets, with temporary files where they can be looked at.
+/// With the most verbose log, and temporary files where they can be read.
 fn loud(sandbox: &Sandbox, args: &[&str]) -> std::process::Command {
     let temporary = sandbox.path("tmp");
     fs::create_dir_all(&temporary).unwrap();
@@ -66,7 +66,7 @@ fn says_nothing_of(ran: &Ran, word: &str) {
 }
 
 #[test]
-fn a_text_is_nowhere_but_in_the_database() {
+fn a_text_is_only_in_the_database() {
     let sandbox = Sandbox::new();
     let text = canary("text");
     let noise = canary("stderr");
@@ -80,7 +80,7 @@ fn a_text_is_nowhere_but_in_the_database() {
         mknodat(CWD, sandbox.path(name), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
     }
     sandbox.file("noise", &noise);
-    // It has the text, writes to standard error, and waits until everything was looked at.
+    // It reads the text, writes to standard error, and waits until everything was checked.
     let script = "read -r draft; cat noise >&2; echo > started; cat < release; exit 3";
     let mut run = loud(&sandbox, &["run", "--", "sh", "-c", script]);
     let child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -105,7 +105,7 @@ fn a_text_is_nowhere_but_in_the_database() {
     let expected = ["drafts.db".to_owned(), "noise".to_owned()];
     assert_eq!(files_with(&sandbox.root(), &noise), BTreeSet::from(expected));
 
-    // Whoever asks for it sees it; who asks for something else does not.
+    // Only commands that show the text print it.
     for args in [&["show", &id][..], &["show", &id, "--json"], &["show", &id, "--raw"]] {
         assert!(contains(&finish(loud(&sandbox, args), b"").expect(0).stdout, &text), "{args:?}");
     }
@@ -163,7 +163,7 @@ fn files_are_private_whatever_the_umask() {
             command
         };
         finish(under(&["submit", "--text", "x"]), b"").expect(0);
-        // While a run is at work there are more files: the log, its index, the runner's lock.
+        // During a run there are more files: the WAL, its index, the runner's lock.
         let program = ["run", "--", "sh", "-c", "echo > started; cat < release"];
         let mut child =
             under(&program).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();

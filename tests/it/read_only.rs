@@ -1,4 +1,4 @@
-//! What only looks makes, changes and leaves nothing, and works where nothing can be written.
+//! Reading commands create and change nothing, and work where nothing can be written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +25,7 @@ fn tree(directory: &Path) -> BTreeMap<PathBuf, (u64, u32, i64, i64, Vec<u8>)> {
     entries.collect()
 }
 
-/// A store with two drafts, nobody in it, in a directory of its own that others may enter.
+/// A closed store with two drafts, in a directory that other users may enter.
 fn closed_store() -> (tempfile::TempDir, PathBuf, String) {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -45,7 +45,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// As a process that was killed leaves it: what is newest is in the -wal alone.
+/// As a killed process leaves it: the newest changes are only in the -wal.
 fn leave_a_wal(path: &Path) {
     let connection = Connection::open(path).unwrap();
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
@@ -55,7 +55,7 @@ fn leave_a_wal(path: &Path) {
     assert!(fs::metadata(beside(path, "-wal")).unwrap().len() > 0);
 }
 
-/// The commands that look, behind a wrapper.
+/// The reading commands, run by a wrapper.
 fn look(wrapper: &[&str], path: &Path, id: &str) -> Vec<Output> {
     [&["stats", "--json"][..], &["list", "--json"], &["show", id, "--json"]]
         .iter()
@@ -122,14 +122,14 @@ fn chmod(path: &Path, mode: u32) {
 }
 
 #[test]
-fn a_mistyped_path_makes_nothing() {
+fn a_mistyped_path_creates_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deep/typo.db");
     assert_refused(&look(&[], &path, "00"), 66, &["typo.db", "--db"]);
     let requeue = draftq(&path).args(["requeue", "00"]).output().unwrap();
     assert_refused(&[requeue], 66, &["typo.db", "--db"]);
     assert_eq!(tree(directory.path()).len(), 1, "nothing was made");
-    // Nor is an empty file a database yet.
+    // An empty file is not a database yet.
     let path = directory.path().join("empty.db");
     fs::write(&path, "").unwrap();
     assert_refused(&look(&[], &path, "00"), 66, &["empty.db", "--db"]);
@@ -142,7 +142,7 @@ fn a_mistyped_path_makes_nothing() {
 }
 
 #[test]
-fn what_looks_changes_nothing() {
+fn reading_commands_change_nothing() {
     let (_directory, path, id) = closed_store();
     let before = tree(path.parent().unwrap());
     assert_seen(&look(&[], &path, &id), "pending");
@@ -158,7 +158,7 @@ fn what_looks_changes_nothing() {
 }
 
 #[test]
-fn what_looks_needs_no_permission_to_write() {
+fn reading_commands_need_no_write_permission() {
     let Some(wrapper) = another_user() else { return };
     let (_directory, path, id) = closed_store();
     let kept = path.parent().unwrap();
@@ -168,7 +168,7 @@ fn what_looks_needs_no_permission_to_write() {
     chmod(&path, 0o444);
     chmod(kept, 0o555);
     assert_seen(&look(wrapper, &path, &id), "pending");
-    // Beside a process that has it open, and wrote.
+    // While a process that wrote has it open.
     let store = DraftStore::open(&path).unwrap();
     store.submit(&draft("the third")).unwrap();
     for suffix in ["-wal", "-shm"] {
@@ -190,7 +190,7 @@ fn what_looks_needs_no_permission_to_write() {
 }
 
 #[test]
-fn what_looks_works_on_a_read_only_file_system() {
+fn reading_commands_work_on_a_read_only_file_system() {
     let (_directory, path, id) = closed_store();
     let kept = path.parent().unwrap().to_str().unwrap().to_owned();
     let script = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit 99; exec "$@""#;
@@ -207,20 +207,20 @@ fn what_looks_works_on_a_read_only_file_system() {
     assert_seen(&look(&wrapper, &path, &id), "processing");
     fs::remove_file(beside(&path, "-shm")).unwrap();
     assert_refused(&look(&wrapper, &path, &id), 74, &["drafts.db-wal", "-shm"]);
-    // An empty -wal hides nothing.
+    // An empty -wal does not matter.
     fs::write(beside(&path, "-wal"), "").unwrap();
     assert_seen(&look(&wrapper, &path, &id), "pending");
 }
 
 #[test]
-fn a_store_that_reads_sees_what_is_written_and_writes_nothing() {
+fn a_read_only_store_sees_all_commits_and_writes_nothing() {
     let (_directory, path, _) = closed_store();
     let reader = DraftStore::open_read_only(&path).unwrap();
     let seen = || reader.stats().unwrap().drafts;
     assert_eq!(seen(), 2);
     let number = |store: &DraftStore| store.list(DraftState::Pending).unwrap().len();
     for round in 3..6 {
-        // Each time the writer leaves before and comes after the reader has looked.
+        // In each round the writer closes the file before the read and opens it after.
         let store = DraftStore::open(&path).unwrap();
         let new = draft(&format!("number {round}"));
         store.submit(&new).unwrap();
@@ -246,14 +246,14 @@ fn a_store_that_reads_sees_what_is_written_and_writes_nothing() {
 }
 
 #[test]
-fn a_reader_sees_one_moment_whatever_writers_do() {
+fn a_read_sees_the_state_of_one_moment() {
     let (_directory, path, _) = closed_store();
     let reader = DraftStore::open_read_only(&path).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..100 {
-                // Opened and closed: each time the -wal comes and goes.
+                // Each open and close creates and removes the -wal.
                 let store = DraftStore::open(&path).unwrap();
                 store.submit(&draft(&format!("{number}"))).unwrap();
             }

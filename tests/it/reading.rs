@@ -1,5 +1,5 @@
-//! What is in the database and should not be there: it is shown as far as it can be read, and
-//! stands in nobody's way.
+//! Values in the database that should not be there: the rest of the row is shown, and
+//! other rows are not affected.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Sandbox, draft};
 
-/// The database without its triggers and checks, so that whatever is to be read can be written.
+/// The database without its triggers and checks, so that any value can be written.
 fn unguarded(path: &Path) -> Connection {
     let connection = Connection::open(path).unwrap();
     let triggers: Vec<String> = connection
@@ -27,7 +27,7 @@ fn unguarded(path: &Path) -> Connection {
     connection
 }
 
-/// A column, a value that is none for it, and what `show` makes of it: the exit code, and the
+/// A column, an invalid value for it, and the result of `show`: the exit code, and the
 /// value in JSON.
 fn hostile() -> Vec<(&'static str, &'static str, i32, Value)> {
     // Bytes that are no UTF-8 between two letters.
@@ -58,12 +58,12 @@ fn hostile() -> Vec<(&'static str, &'static str, i32, Value)> {
     ]
 }
 
-/// Numbers at their ends can be read, whatever they mean.
+/// The largest and smallest numbers can be read.
 const ENDS: [&str; 7] =
     ["submitted_at", "updated_at", "due_at", "claims", "errors", "defers", "revision"];
 
 #[test]
-fn a_row_that_cannot_be_read_hides_no_other() {
+fn an_unreadable_row_hides_no_other() {
     let sandbox = Sandbox::new();
     let whole = sandbox.submit("whole");
     let before = sandbox.draftq(["list", "--json"]).expect(0).json();
@@ -153,7 +153,7 @@ fn a_row_that_cannot_be_read_hides_no_other() {
 }
 
 #[test]
-fn a_history_is_shown_as_far_as_it_can_be_read() {
+fn an_unreadable_event_hides_no_other() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
     sandbox.draftq(["run", "--exit-code", "--", "true"]).expect(0);
@@ -186,7 +186,7 @@ fn a_history_is_shown_as_far_as_it_can_be_read() {
 }
 
 #[test]
-fn an_altered_draft_is_damaged_and_no_other() {
+fn an_altered_draft_does_not_affect_others() {
     let sandbox = Sandbox::new();
     let store = sandbox.store();
     let texts = ["one", "two", "three", "four", "five"];
@@ -229,7 +229,7 @@ fn an_altered_draft_is_damaged_and_no_other() {
     assert_eq!(whole.iter().map(|draft| draft.id()).collect::<Vec<_>>(), [draft("five").id()]);
     assert_eq!(sandbox.draftq(["show", &ids[4], "--raw"]).expect(0).out(), "five");
 
-    // The program sees the one that is whole, and what it says of that is kept.
+    // The program gets the undamaged draft, and its answer is stored.
     let script = "cat >> seen; echo '{\"decision\":\"accepted\"}'";
     let summary = sandbox.draftq(["run", "--", "sh", "-c", script]).expect(70).json();
     let summary = &summary["summary"];

@@ -1,5 +1,5 @@
-//! The file is removed, replaced, or upgraded while it is open: nobody writes to the wrong one,
-//! and nothing that was acknowledged goes missing.
+//! The file is removed, replaced or upgraded while it is open: no process writes to the wrong one,
+//! and no acknowledged draft is lost.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -20,10 +20,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{assert_whole, close, draft, draftq, store};
 
-/// Longer than anything here takes.
+/// Longer than any step here takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How soon a watch must have noticed; the promise is a second, and the machine may be busy.
+/// How soon a watch must notice. The promise is a second, but the machine may be busy.
 const NOTICE: Duration = Duration::from_secs(5);
 
 /// A running `watch`, and the lines of its two outputs.
@@ -45,7 +45,7 @@ impl Watch {
         Self { child, lines, told, seen: String::new() }
     }
 
-    /// Wait for a line on standard error with this in it; how long it took.
+    /// Wait for a line on standard error that contains this; returns how long it took.
     #[track_caller]
     fn tells(&self, words: &str) -> Duration {
         let begun = Instant::now();
@@ -99,7 +99,7 @@ fn submit(path: &Path, text: &str) -> Option<i32> {
     output.status.code()
 }
 
-/// The id of a text that comes in like that.
+/// The id of a text that is submitted in that way.
 fn id(text: &str) -> String {
     draft(text).id().to_hex()
 }
@@ -121,10 +121,10 @@ fn replaced<T: std::fmt::Debug>(result: Result<T, LibrarianError>) {
 }
 
 #[test]
-fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
+fn a_watch_continues_with_the_new_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
-    // Enough that the -wal of the old file covers every page of the new one.
+    // So many that the old file's -wal covers every page of the new file.
     let old: Vec<_> = (0..50).map(|number| draft(&format!("old {number}"))).collect();
     close(store);
     let (new, drafts) = backup(directory.path(), "backup.db", &["kept 1", "kept 2"]);
@@ -155,7 +155,7 @@ fn a_watch_notices_a_replaced_file_and_goes_on_with_the_new_one() {
 }
 
 #[test]
-fn a_watch_waits_for_a_removed_file_and_makes_none() {
+fn a_watch_waits_for_a_removed_file_and_creates_none() {
     let (_directory, store) = store();
     let path = store.path().to_owned();
     close(store);
@@ -168,12 +168,12 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
     assert_eq!(submit(&path, "of the new file"), Some(0));
     watch.tells("opened the new database");
     watch.accepts(&id("of the new file"));
-    // And once more, with the old -wal and -shm lying there and no time to notice.
+    // Again, with the old -wal and -shm left in place and no time to notice.
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "at once"), Some(0));
     watch.tells("opened the new database");
     watch.accepts(&id("at once"));
-    // A file of another program is told of once, and waited out.
+    // A file of another program is reported once, and the watch waits.
     fs::remove_file(&path).unwrap();
     watch.tells("was removed or replaced");
     fs::write(&path, "no database\n").unwrap();
@@ -186,7 +186,7 @@ fn a_watch_waits_for_a_removed_file_and_makes_none() {
 }
 
 #[test]
-fn a_moved_file_has_all_that_was_acknowledged() {
+fn a_moved_file_has_all_acknowledged_drafts() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let drafts: Vec<_> = (0..20).map(|number| draft(&format!("{number}"))).collect();
@@ -205,7 +205,7 @@ fn a_moved_file_has_all_that_was_acknowledged() {
 }
 
 #[test]
-fn a_store_does_not_write_to_a_file_that_is_gone() {
+fn a_store_does_not_write_to_a_removed_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let kept = draft("kept");
@@ -221,7 +221,7 @@ fn a_store_does_not_write_to_a_file_that_is_gone() {
     replaced(store.transition(kept.id(), DraftState::Pending, DraftState::Processing));
     replaced(store.register_runner("test"));
     assert!(matches!(store.reopen(), Err(LibrarianError::NoDatabase { .. })));
-    // Who comes now waits for this store, and says so.
+    // A process that opens the file now waits for this store, and says so.
     let other = DraftStore::options().busy_timeout(Duration::from_millis(50));
     let error = other.clone().open(&path).unwrap_err();
     assert!(matches!(error, LibrarianError::ReplacedFileInUse { .. }), "{error:?}");
@@ -233,7 +233,7 @@ fn a_store_does_not_write_to_a_file_that_is_gone() {
     assert_eq!(new.stats().unwrap().drafts, 1);
     close(new);
     assert_whole(&path);
-    // The file that is gone has what was acknowledged, and no more.
+    // The removed file has the acknowledged drafts, and no more.
     let drafts: i64 = Connection::open(&aside)
         .unwrap()
         .query_row("SELECT count(*) FROM drafts", [], |row| row.get(0))
@@ -242,12 +242,12 @@ fn a_store_does_not_write_to_a_file_that_is_gone() {
 }
 
 #[test]
-fn a_new_file_is_kept_apart_from_what_another_program_has_open() {
+fn a_new_file_is_not_opened_with_the_old_wal() {
     let (_directory, store) = store();
     let path = store.path().to_owned();
     close(store);
     let shell = Connection::open(&path).unwrap();
-    // Something that is in the -wal, and in the -shm that this connection holds.
+    // A change that is in the -wal, and in the -shm that this connection holds.
     shell.pragma_update(None, "user_version", 1).unwrap();
     fs::remove_file(&path).unwrap();
     assert_eq!(submit(&path, "new"), Some(0));
@@ -284,7 +284,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
     refused(store.requeue(&[kept.id()]).map(drop));
     refused(store.register_runner("test").map(drop));
     assert_eq!(count(), before);
-    // The watch has something to do, and must not do it.
+    // There is a draft to process, and the watch must not process it.
     other
         .execute("UPDATE drafts SET state = 'pending', decision = NULL", [])
         .expect("a move by hand");
@@ -294,7 +294,7 @@ fn another_schema_version_is_noticed_before_the_next_write() {
 }
 
 #[test]
-fn the_librarys_watch_tells_of_a_replaced_file() {
+fn the_librarys_watch_reports_a_replaced_file() {
     let (directory, store) = store();
     let path = store.path().to_owned();
     let (new, drafts) = backup(directory.path(), "backup.db", &["kept"]);
@@ -375,7 +375,7 @@ fn nothing_acknowledged_is_lost_while_the_file_is_replaced_fifty_times() {
             // last process closes it. So one has it open.
             let holder = DraftStore::open(&path).unwrap();
             let away = directory.path().join(format!("away-{number}.db"));
-            // The old one is kept under another name, to count what is in it.
+            // The old file is kept under another name, to count its drafts.
             fs::rename(&path, &away).unwrap();
             drop(holder);
             files.push(away);
@@ -404,7 +404,7 @@ fn nothing_acknowledged_is_lost_while_the_file_is_replaced_fifty_times() {
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
             .unwrap();
         if tables == 0 {
-            // It was moved away while it was being made.
+            // It was moved away while it was being created.
             continue;
         }
         let mut texts = connection.prepare(sql).unwrap();

@@ -1,4 +1,4 @@
-//! `run` through the binary: what programs decide, how they fail, and what is left of them.
+//! `run` through the binary: decisions of programs, their failures, and their end.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -42,13 +42,13 @@ fn states(sandbox: &Sandbox) -> BTreeMap<String, u64> {
     states.filter(|(_, count)| *count > 0).collect()
 }
 
-/// One number a state, those that there are.
+/// The number of drafts in each state that has any.
 fn of<const N: usize>(states: [(&str, u64); N]) -> BTreeMap<String, u64> {
     states.map(|(state, count)| (state.to_owned(), count)).into()
 }
 
 #[test]
-fn a_dry_run_defers_all_and_says_so() {
+fn a_run_with_defer_defers_all() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("one");
     let ran = sandbox.draftq(["run", "--defer"]);
@@ -83,7 +83,7 @@ fn a_dry_run_defers_all_and_says_so() {
 }
 
 #[test]
-fn nothing_to_do_is_done() {
+fn a_run_without_drafts_succeeds() {
     let sandbox = Sandbox::new();
     let document = sandbox.draftq(["run", "--", "false"]).expect(0).json();
     assert_eq!(document["processor"], "exec");
@@ -133,7 +133,7 @@ fn each_decision_is_stored_with_note_and_output() {
 }
 
 #[test]
-fn only_an_answer_accepts_unless_the_exit_code_is_to() {
+fn only_an_answer_accepts_unless_the_exit_code_decides() {
     const SKIPPED: &str = r#"echo '{"decision":"skipped"}'"#;
     let skipped_and = |end: &str| format!("{SKIPPED}; exit {end}");
     for (script, (code, state), (code_alone, state_alone)) in [
@@ -161,7 +161,7 @@ fn only_an_answer_accepts_unless_the_exit_code_is_to() {
 }
 
 #[test]
-fn an_answer_that_is_refused_is_recorded_with_the_reason_and_without_its_content() {
+fn an_invalid_answer_is_recorded_without_its_content() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("x");
     let ran = sandbox.draftq(sh(&[], r#"echo '{"decison":"quarantined","canary":"canary"}'"#));
@@ -175,7 +175,7 @@ fn an_answer_that_is_refused_is_recorded_with_the_reason_and_without_its_content
 }
 
 #[test]
-fn an_erring_draft_is_recorded_and_the_run_goes_on() {
+fn a_run_continues_after_an_error() {
     let sandbox = Sandbox::new();
     let good = sandbox.submit("good");
     let bad = sandbox.submit("please break");
@@ -200,7 +200,7 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
         assert_eq!(sandbox.show(&id)["state"], "accepted");
     }
 
-    // Nobody holds it: with a window of nothing it is due at once.
+    // No runner holds it: with a stale time of 0 it is recovered at once.
     let again = sandbox.draftq(by_exit_code(&["--stale-processing-secs", "0"], "exit 0"));
     let document = again.expect(0).json();
     assert_eq!(
@@ -215,7 +215,7 @@ fn an_erring_draft_is_recorded_and_the_run_goes_on() {
 }
 
 #[test]
-fn the_summary_has_an_item_for_each_error_in_its_place() {
+fn the_summary_lists_each_error_in_order() {
     let sandbox = Sandbox::new();
     let ids = ["good", "bad", "ugly", "good too"].map(|text| sandbox.submit(text));
     let script = "case $(cat) in *ugly*) kill -9 $$;; *bad*) exit 3;; esac";
@@ -235,7 +235,7 @@ fn the_summary_has_an_item_for_each_error_in_its_place() {
 }
 
 #[test]
-fn errors_have_a_budget() {
+fn the_error_budget_ends_in_failed() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("poison");
     let options = ["--stale-processing-secs", "0", "--max-errors", "2"];
@@ -265,7 +265,7 @@ fn fail_fast_stops_at_the_first_error() {
 }
 
 #[test]
-fn a_limit_takes_the_first_in_order() {
+fn a_limit_takes_the_oldest_drafts() {
     let sandbox = Sandbox::new();
     let ids = ["one", "two", "three"].map(|text| sandbox.submit(text));
     let document = sandbox.draftq(by_exit_code(&["--limit", "2"], "exit 0")).expect(0).json();
@@ -292,7 +292,7 @@ fn jobs_run_at_the_same_time() {
     sandbox.submit("the writer");
     sandbox.submit("the reader");
     fifo(sandbox.path("meeting"));
-    // Each waits for the other: one after the other they would wait for ever.
+    // Each program waits for the other, so they must run at the same time.
     let script = r#"case "$(cat)" in
         *writer*) echo hello > meeting ;;
         *) read -r word < meeting; test "$word" = hello ;;
@@ -302,11 +302,11 @@ fn jobs_run_at_the_same_time() {
 }
 
 #[test]
-fn workers_that_cannot_be_started_are_an_error_and_not_waited_for() {
+fn a_worker_that_cannot_be_started_ends_the_run() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     let mut command = sandbox.command_of("sh");
-    // Room for some threads' stacks, and not for all.
+    // Memory for the stacks of some threads, but not of all.
     let script = r#"ulimit -v 400000 && exec "$0" run --jobs 1000 --defer"#;
     command.args(["-c", script, env!("CARGO_BIN_EXE_draftq")]);
     let ran = crate::harness::finish(command, b"");
@@ -316,7 +316,7 @@ fn workers_that_cannot_be_started_are_an_error_and_not_waited_for() {
 }
 
 #[test]
-fn the_grace_ends_all_programs() {
+fn programs_are_killed_after_the_grace_period() {
     let sandbox = Sandbox::new();
     for text in ["one", "two", "three"] {
         sandbox.submit(text);
@@ -325,7 +325,7 @@ fn the_grace_ends_all_programs() {
     let script = "trap '' TERM INT; echo x > started; sleep 90";
     let mut command = sandbox.command(sh(&["--jobs", "2", "--grace-secs", "1"], script));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // Each program's line, in one opening or two.
+    // The line of each program, in one opening or two.
     let mut lines = 0;
     while lines < 2 {
         let mut told = String::new();
@@ -343,19 +343,19 @@ fn the_grace_ends_all_programs() {
     );
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    // It is no fault of the drafts': they are pending again, and have no error.
+    // The drafts are not to blame: they are pending again, without an error.
     assert_eq!(states(&sandbox), of([("pending", 3)]));
     let listed = sandbox.draftq(["list", "--json"]).expect(0).lines();
     assert!(listed.iter().all(|record| record["errors"] == 0), "{listed:?}");
 }
 
 #[test]
-fn a_timeout_kills_all_that_the_program_started() {
+fn a_timeout_kills_the_program_and_its_children() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("slow");
     let alive = fifo(sandbox.path("alive"));
     let begun = Instant::now();
-    // The FIFO is at its end when nobody is left who has it open.
+    // The FIFO ends when no process has it open.
     let all_dead = thread::spawn(move || File::open(alive).unwrap().read_to_end(&mut Vec::new()));
     let script = "trap '' TERM INT HUP; exec 3>alive; sleep 90 & (sleep 90 &) ; sleep 90";
     let ran = sandbox.draftq(sh(&["--timeout-secs", "1"], script));
@@ -366,7 +366,7 @@ fn a_timeout_kills_all_that_the_program_started() {
 }
 
 #[test]
-fn one_command_does_the_main_job() {
+fn run_with_sweep_submits_and_processes() {
     let sandbox = Sandbox::new();
     sandbox.file("notes/a.md", "please accepted");
     sandbox.file("notes/b.md", "please skipped");
@@ -378,13 +378,13 @@ fn one_command_does_the_main_job() {
     assert_eq!(document["sweep"]["skipped_empty"], 1);
     assert_eq!(states(&sandbox), of([("accepted", 1), ("skipped", 1)]));
     assert_eq!(sandbox.draftq(["list", "--json", "--agent=claude"]).expect(0).lines().len(), 2);
-    // What is done is not done again.
+    // Processed drafts are not processed again.
     let again = sandbox.draftq(by_exit_code(&options, "exit 1")).expect(0).json();
     assert_eq!(again["sweep"]["already_present"], 2);
 }
 
 #[test]
-fn a_missing_program_is_said_before_anything_is_claimed() {
+fn a_missing_program_is_reported_before_any_claim() {
     let sandbox = Sandbox::new();
     sandbox.file("not-executable", "#!/bin/sh\n");
     sandbox.file("notes/a.md", "not to be swept");
@@ -405,7 +405,7 @@ fn a_missing_program_is_said_before_anything_is_claimed() {
 }
 
 #[test]
-fn wrong_usage_touches_nothing() {
+fn wrong_usage_changes_nothing() {
     let sandbox = Sandbox::new();
     for args in [
         &["run"][..],
@@ -427,7 +427,7 @@ fn wrong_usage_touches_nothing() {
 }
 
 #[test]
-fn the_text_is_in_nobodys_arguments_or_environment() {
+fn the_text_is_in_no_arguments_and_no_environment() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("CANARY-in-the-text");
     let script =
@@ -439,7 +439,7 @@ fn the_text_is_in_nobodys_arguments_or_environment() {
     assert!(seen.contains("PATH=") && seen.contains("run"), "{seen}");
     assert!(!seen.contains("CANARY"), "{seen}");
 
-    // On standard input it is, as the file version's envelope: one line, every key.
+    // It is on standard input, as the file version's envelope: one line, every key.
     let envelope = fs::read_to_string(sandbox.path("envelope")).unwrap();
     assert!(envelope.ends_with('\n') && envelope.lines().count() == 1, "{envelope}");
     let mut envelope: Value = serde_json::from_str(&envelope).unwrap();
@@ -478,7 +478,7 @@ fn a_program_that_writes_hostile_json_is_still_shown_as_json() {
 }
 
 #[test]
-fn a_full_or_closed_standard_output_loses_no_decision() {
+fn a_failing_standard_output_loses_no_decision() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("full");
     let mut command = sandbox.command(["run", "--exit-code", "--", "true"]);
@@ -501,7 +501,7 @@ fn a_full_or_closed_standard_output_loses_no_decision() {
 }
 
 #[test]
-fn a_log_that_nobody_can_write_or_read_does_not_end_a_run() {
+fn a_failing_log_does_not_end_a_run() {
     let sandbox = Sandbox::new();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let (reader, closed) = std::io::pipe().unwrap();

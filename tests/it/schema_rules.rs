@@ -1,5 +1,5 @@
-//! Each rule of the schema by itself. Most of them stand behind others: a trigger refuses what a
-//! CHECK would refuse as well. Here each is asked alone, so that none can be lost unseen.
+//! Each rule of the schema by itself. Most rules are behind others: a trigger refuses what a
+//! CHECK would refuse as well. Here each is tested alone, so that none can be lost unnoticed.
 
 use std::collections::BTreeSet;
 
@@ -52,6 +52,7 @@ const DRAFTS: &[(&str, &[&str])] = &[
     ("crashes is a count", &["crashes = -1", "crashes = 1000000001"]),
     ("defers is a count", &["defers = -1", "defers = 1000000001"]),
     ("defers_in_a_row is a count", &["defers_in_a_row = -1", "defers_in_a_row = 1000000001"]),
+    ("requeues is a count", &["requeues = -1", "requeues = 1000000001"]),
     ("suspect is 0 or 1", &["suspect = -1", "suspect = 2"]),
     ("updated_at is a time", &["updated_at = -1", "updated_at = 253402300800000"]),
     ("submitted_at is a time", &["submitted_at = -1", "submitted_at = 253402300800000"]),
@@ -156,7 +157,7 @@ fn each_check_refuses_by_itself() {
                 assert_eq!(error, expected, "{table}: {set}");
             }
         }
-        // And there is no other.
+        // There is no other CHECK.
         let sql = format!("SELECT sql FROM sqlite_schema WHERE name = '{table}'");
         let definition = names(&connection, &sql).remove(0);
         let named: BTreeSet<&str> = definition
@@ -170,9 +171,9 @@ fn each_check_refuses_by_itself() {
     }
 }
 
-/// What each CHECK must let through, so that none of them refuses too much.
+/// Values that each CHECK must accept.
 #[test]
-fn the_ends_of_each_range_are_let_through() {
+fn the_ends_of_each_range_are_accepted() {
     let (_directory, store) = store();
     store.submit(&draft("a")).unwrap();
     let connection = Connection::open(store.path()).unwrap();
@@ -180,7 +181,7 @@ fn the_ends_of_each_range_are_let_through() {
     for set in [
         "due_at = 253402300799999",
         "claims = 1000000000, errors = 1000000000, crashes = 1000000000, defers = 1000000000, \
-             defers_in_a_row = 1000000000",
+             defers_in_a_row = 1000000000, requeues = 1000000000",
         "suspect = 1",
         "updated_at = 253402300799999",
         "submitted_at = 0",
@@ -194,7 +195,7 @@ fn the_ends_of_each_range_are_let_through() {
     }
 }
 
-/// What the triggers refuse although every CHECK lets it through.
+/// Statements that the triggers refuse although every CHECK accepts them.
 #[test]
 fn each_condition_of_a_trigger_refuses_by_itself() {
     let (_directory, store) = store();
@@ -222,6 +223,12 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
                 .to_owned(),
             "while a runner holds the draft",
         ),
+        (
+            "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_token = NULL, \
+                 owner = NULL, requeues = requeues + 1"
+                .to_owned(),
+            "processing to pending by a requeue while a runner holds the draft",
+        ),
         ("UPDATE drafts SET supersedes = '0123456789abcdef'".to_owned(), "identity is fixed"),
     ] {
         match connection.execute(&sql, []) {
@@ -231,9 +238,9 @@ fn each_condition_of_a_trigger_refuses_by_itself() {
     }
 }
 
-/// What the history keeps of each move: its note, who decided, and the output that it replaced.
+/// Each event has the move's note, who decided, and the output that the move replaced.
 #[test]
-fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
+fn each_event_keeps_the_new_note_and_the_replaced_output() {
     let (_directory, store) = store();
     let draft = draft("a");
     store.submit(&draft).unwrap();
@@ -261,7 +268,7 @@ fn each_event_keeps_what_its_move_brought_and_what_it_replaced() {
     let second = claim();
     store.finish(second, &outcome(DraftProcessingDecision::Deferred, "three", 3)).unwrap();
     store.release(claim()).unwrap();
-    // What a processor used, and an error of which nothing is counted.
+    // The usage of a processor, and an error that is not counted.
     sql.execute_batch(
         "UPDATE drafts SET state = 'processing', claimed_at = 1, decision = NULL, note = 'four', \
              last_error_class = 'old', last_error = 'old';
@@ -323,10 +330,10 @@ fn a_deletion_leaves_the_events_of_other_drafts() {
     assert_eq!(events, expected);
 }
 
-/// The same id is the same draft, however it is inserted: also where SQLite would replace the row,
+/// The same id is the same draft, however it is inserted, also if SQLite would replace the row,
 /// which fires no trigger.
 #[test]
-fn an_id_that_is_there_is_passed_over() {
+fn inserting_an_existing_id_changes_nothing() {
     let (_directory, store) = store();
     let there = draft("there");
     store.submit(&there).unwrap();
@@ -345,7 +352,7 @@ fn an_id_that_is_there_is_passed_over() {
 }
 
 #[test]
-fn a_submission_by_hand_may_name_what_it_replaces() {
+fn a_submission_by_hand_may_supersede_a_draft() {
     let (_directory, store) = store();
     let sql = Connection::open(store.path()).unwrap();
     sql.execute(
@@ -358,9 +365,9 @@ fn a_submission_by_hand_may_name_what_it_replaces() {
     assert_eq!(names(&sql, rows), ["00000000000000bb 2 []"]);
 }
 
-/// The last event, and the event of the last draft, stay: from them the next numbers follow.
+/// The last event, and the event of the last draft, stay, because the next numbers follow from them.
 #[test]
-fn the_events_that_numbers_follow_from_stay() {
+fn the_events_that_the_next_numbers_follow_from_stay() {
     let (_directory, store) = store();
     for text in ["one", "two"] {
         let draft = draft(text);

@@ -1,4 +1,4 @@
-//! Which drafts `list` and `requeue` are about: every filter, and what a requeue leaves alone.
+//! The filters of `list` and `requeue`, and which drafts a requeue does not change.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -20,12 +20,12 @@ fn ids(sandbox: &Sandbox, args: &[&str]) -> Vec<String> {
     records.iter().map(|record| record["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Everything that is listed of every draft.
+/// The JSON of every draft.
 fn all(sandbox: &Sandbox) -> Vec<Value> {
     sandbox.draftq(["list", "--json", "--oldest", "--limit=0"]).expect(0).lines()
 }
 
-/// A draft whose processor fails with this shell line, and that has no errors left.
+/// A draft that has failed because its errors, from this shell line, reached the budget.
 fn exhausted(sandbox: &Sandbox, text: &str, shell: &str) -> String {
     let id = sandbox.submit(text);
     sandbox.draftq(["run", "--max-errors=1", "--", "sh", "-c", shell]).expect(70);
@@ -78,7 +78,7 @@ fn every_filter_selects() {
         Some(Claimed::Draft(claim)) => *claim,
         _ => panic!("nothing was claimed"),
     };
-    // A claim that is given back is no attempt.
+    // A released claim is not an attempt.
     store.release(claim()).unwrap();
     let _claim = claim();
     let everything = [&failed, &protocol, &old, &handoff, &skipped, &deferred, &pending, &held]
@@ -159,7 +159,7 @@ fn every_filter_selects() {
 }
 
 #[test]
-fn a_requeue_redoes_an_outage_and_nothing_else() {
+fn a_requeue_by_filters_changes_only_selected_drafts() {
     let sandbox = Sandbox::new();
     let outage = exhausted(&sandbox, "outage", "exit 3");
     let also = exhausted(&sandbox, "outage as well", "exit 4");
@@ -207,17 +207,15 @@ fn a_requeue_redoes_an_outage_and_nothing_else() {
         }
     }
 
-    // Without --state, what is not finished is left alone.
+    // Without --state, unfinished drafts are not changed.
     let finished = sandbox.draftq(["requeue", "--since=1970-01-01", "--yes"]);
     assert_eq!(finished.expect(0).out(), "Requeued 4 drafts.\n");
     assert_eq!(sandbox.show(&processing)["state"], "processing");
     assert_eq!(sandbox.show(&pending)["history"].as_array().unwrap().len(), 1);
-    let asked = sandbox.draftq(["requeue", "--state=processing", "--yes"]);
-    assert!(asked.expect(64).err().contains("processing"), "{}", asked.err());
     let asked = sandbox.draftq(["requeue", "--state=pending", "--yes"]);
     assert!(asked.expect(0).out().starts_with("Requeued 0 drafts; 7 were pending already."));
 
-    // Ids narrow, and need no --yes.
+    // With ids, filters narrow the selection, and --yes is not needed.
     for decision in [r#"{"raw_text":"x"}"#, r#"{"raw_text":"y"}"#] {
         decided(&sandbox, decision, "skipped");
     }
@@ -227,8 +225,6 @@ fn a_requeue_redoes_an_outage_and_nothing_else() {
     assert_eq!(narrowed.expect(0).out(), "Requeued 1 draft.\n");
     let narrowed = sandbox.draftq(["requeue", &skipped[0], &processing, "--agent=nobody"]);
     assert_eq!(narrowed.expect(0).out(), "Requeued 0 drafts.\n");
-    let dry = sandbox.draftq(["requeue", &skipped[1], &processing, "--dry-run"]);
-    assert!(dry.expect(65).err().contains("processing"), "{}", dry.err());
     assert_eq!(sandbox.draftq(["requeue", "--limit=3", "--yes"]).expect(64).out(), "");
     drop(store);
 }
@@ -260,7 +256,7 @@ fn a_requeue_by_filters_asks_on_a_terminal() {
 }
 
 #[test]
-fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_is_selected_still() {
+fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_still_matches() {
     let sandbox = Sandbox::new();
     for text in ["moved", "not moved"] {
         sandbox.submit(text);
@@ -299,7 +295,7 @@ fn a_draft_that_moves_meanwhile_is_requeued_only_if_it_is_selected_still() {
 }
 
 #[test]
-fn a_requeue_is_completed_when_nobody_reads_the_answers() {
+fn a_requeue_completes_although_its_output_is_closed() {
     let sandbox = Sandbox::new();
     let lines: String = (0..1_200).map(|n| format!("{{\"raw_text\":\"{n}\"}}\n")).collect();
     sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
@@ -344,7 +340,7 @@ fn peak_over(sandbox: &Sandbox, args: &[&str]) -> (usize, u64) {
     (lines, peak)
 }
 
-/// List and requeue so many drafts of 10 KiB.
+/// List and requeue this many drafts of 10 KiB.
 fn little_memory(drafts: usize) {
     let sandbox = Sandbox::new();
     let store = sandbox.store();
@@ -387,13 +383,13 @@ fn little_memory(drafts: usize) {
 }
 
 #[test]
-fn many_drafts_are_listed_and_requeued_in_little_memory() {
+fn listing_and_requeueing_many_drafts_needs_little_memory() {
     little_memory(5_000);
 }
 
 /// `cargo test --release --test it -- --ignored selection`
 #[test]
 #[ignore = "takes a minute and a gigabyte; its size is set by DRAFTQ_TEST_SELECTION"]
-fn many_drafts_are_listed_and_requeued_in_little_memory_long() {
+fn listing_and_requeueing_many_drafts_needs_little_memory_long() {
     little_memory(usize::try_from(setting("DRAFTQ_TEST_SELECTION", 100_000)).unwrap());
 }

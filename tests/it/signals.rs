@@ -1,4 +1,4 @@
-//! What signals do to a run, and the one that does nothing to any command.
+//! The effect of signals on a run, and of the file size limit on every command.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::harness::{Ran, Sandbox, finish};
 
-/// Waits until somebody opens `release`, and accepts.
+/// Waits until `release` is opened, then accepts.
 const WAITING: &str = r#"echo > started; cat < release; echo '{"decision":"accepted"}'"#;
 
-/// A command that is in the middle of the first of two drafts.
+/// A command that is processing the first of two drafts.
 struct Underway {
     process: Child,
     stderr: BufReader<ChildStderr>,
@@ -42,7 +42,7 @@ impl Underway {
     /// Send the first signal, and wait for the answer to it.
     fn ask_to_finish(&mut self, signal: Signal) {
         self.signal(signal);
-        while !self.told.contains("finishing the drafts in hand") {
+        while !self.told.contains("finishing the current drafts") {
             assert_ne!(self.stderr.read_line(&mut self.told).unwrap(), 0, "{}", self.told);
         }
     }
@@ -77,7 +77,7 @@ const ENDING: [(Signal, i32); 4] =
     [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)];
 
 #[test]
-fn the_first_signal_finishes_the_draft_in_hand() {
+fn the_first_signal_lets_the_current_draft_finish() {
     for (command, expected) in [("run", 0), ("watch", 0)] {
         for (signal, _) in ENDING {
             let sandbox = Sandbox::new();
@@ -124,7 +124,7 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
     let mut underway = Underway::start(&sandbox, command);
     underway.signal(Signal::HUP);
     underway.signal(Signal::HUP);
-    // Opened for both, it waits for nobody, also if the run is over.
+    // Opened for reading and writing, so that the open does not block.
     let mut release = File::options().read(true).write(true).open(sandbox.path("release")).unwrap();
     release.write_all(b"\n").unwrap();
     let ran = underway.end();
@@ -161,7 +161,7 @@ fn the_file_size_limit_is_an_error_and_kills_nothing() {
     sandbox.draftq(["requeue", &done]).expect(0);
     sandbox.draftq(["run", "--limit=1", "--exit-code", "--", "true"]).expect(0);
     sandbox.submit("another");
-    // With 36 KiB there is room for the log's index and not for the text.
+    // 36 KiB are enough for the WAL's index but not for the text.
     for (kib, args) in [
         (4, &["submit", "--text", &text][..]),
         (36, &["submit", "--text", &text]),

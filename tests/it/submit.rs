@@ -1,4 +1,4 @@
-//! `submit`: what goes in, what is refused, and what a second time does.
+//! `submit`: accepted and refused input, and the second submit of a draft.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn total(sandbox: &Sandbox) -> u64 {
 }
 
 #[test]
-fn every_way_in_gives_the_librarys_id() {
+fn every_way_to_submit_gives_the_same_id() {
     let sandbox = Sandbox::new();
     let id = draft("one text\n").id().to_hex();
     let path = sandbox.file("one.md", "one text\n");
@@ -132,7 +132,7 @@ fn the_limit_is_exact() {
 }
 
 #[test]
-fn what_is_no_text_is_bad_data() {
+fn an_invalid_text_is_bad_data() {
     let sandbox = Sandbox::new();
     let latin = sandbox.file("latin.md", b"caf\xe9 canary");
     for ran in [
@@ -162,7 +162,7 @@ fn os(bytes: &[u8]) -> &std::ffi::OsStr {
 }
 
 #[test]
-fn wrong_usage_and_missing_files_touch_nothing() {
+fn wrong_usage_and_missing_files_change_nothing() {
     let sandbox = Sandbox::new();
     for args in [
         &["submit", "--text"][..],
@@ -200,7 +200,7 @@ fn an_empty_home_gets_a_private_database() {
 }
 
 #[test]
-fn envelopes_take_what_they_leave_out_from_the_flags() {
+fn flags_fill_in_what_an_envelope_leaves_out() {
     let sandbox = Sandbox::new();
     let lines = concat!(
         "{\"raw_text\":\"plain\"}\r\n",
@@ -237,7 +237,7 @@ fn envelopes_take_what_they_leave_out_from_the_flags() {
 }
 
 #[test]
-fn bad_lines_are_named_and_what_stands_before_them_goes_in() {
+fn bad_lines_are_named_and_earlier_lines_are_stored() {
     let sandbox = Sandbox::new();
     let mut lines = Vec::new();
     lines.extend_from_slice(b"{\"raw_text\":\"good one\"}\n");
@@ -272,7 +272,7 @@ fn bad_lines_are_named_and_what_stands_before_them_goes_in() {
         assert_eq!(total(&sandbox), taken as u64);
     }
 
-    // What was taken before does no harm.
+    // Lines that were stored before are accepted again.
     let ran = sandbox.draftq_reading(["submit", "--jsonl", "-", "--skip-bad"], &lines);
     assert_eq!(ids(ran.expect(0)), expected);
     assert_eq!(
@@ -286,7 +286,7 @@ fn bad_lines_are_named_and_what_stands_before_them_goes_in() {
 }
 
 #[test]
-fn of_many_bad_lines_the_first_are_named() {
+fn the_first_of_many_bad_lines_are_named() {
     let sandbox = Sandbox::new();
     let ran =
         sandbox.draftq_reading(["submit", "--jsonl", "-"], "canary\n".repeat(5000).as_bytes());
@@ -296,7 +296,7 @@ fn of_many_bad_lines_the_first_are_named() {
 }
 
 #[test]
-fn a_line_that_is_too_long_does_not_take_the_next_one_with_it() {
+fn a_line_that_is_too_long_does_not_affect_the_next() {
     let sandbox = Sandbox::new();
     // A line may have six bytes for each of the text's and 1 MiB for the rest.
     let most = 10 * 6 + 1024 * 1024;
@@ -320,7 +320,7 @@ fn an_empty_jsonl_file_is_nothing_to_do() {
 }
 
 #[test]
-fn thousands_come_in_their_order() {
+fn thousands_of_drafts_keep_their_order() {
     let sandbox = Sandbox::new();
     let lines: String =
         (0..2000).map(|number| format!("{{\"raw_text\":\"draft {number}\"}}\n")).collect();

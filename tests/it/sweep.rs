@@ -1,4 +1,4 @@
-//! `sweep` through the binary: what a hostile tree cannot do, and what is printed.
+//! `sweep` through the binary: hostile trees, and the output.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Sandbox, finish};
 
-/// `nobody`, on most systems; all that matters is that it is not root.
+/// `nobody` on most systems. Any user but root will do.
 const STRANGER: u32 = 65534;
 
 fn fifo(path: &Path) {
@@ -69,7 +69,7 @@ fn the_summary_has_the_file_versions_names_and_more() {
 }
 
 #[test]
-fn a_hostile_tree_is_named_and_does_not_hold_the_sweep_up() {
+fn a_hostile_tree_is_reported_and_does_not_block_the_sweep() {
     let sandbox = Sandbox::new();
     let canary = sandbox.file("outside/canary.md", "CANARY outside of the tree");
     sandbox.file("tree/good.md", "good");
@@ -122,7 +122,7 @@ fn a_hostile_tree_is_named_and_does_not_hold_the_sweep_up() {
 }
 
 #[test]
-fn what_was_named_is_taken_at_its_word() {
+fn a_named_path_is_taken_whatever_its_name() {
     let sandbox = Sandbox::new();
     sandbox.file("elsewhere/a.md", "through a link");
     sandbox.file("plain.log", "any name will do");
@@ -133,7 +133,7 @@ fn what_was_named_is_taken_at_its_word() {
 
 #[test]
 #[allow(clippy::print_stderr, reason = "a test that is skipped is to say so")]
-fn an_unreadable_file_is_skipped_and_the_rest_goes_in() {
+fn an_unreadable_file_is_skipped_and_the_others_are_submitted() {
     let sandbox = Sandbox::new();
     sandbox.file("tree/good.md", "good");
     let closed = sandbox.file("tree/closed.md", "not for everyone");
@@ -143,7 +143,7 @@ fn an_unreadable_file_is_skipped_and_the_rest_goes_in() {
 
     let mut command = sandbox.command(["sweep", "tree"]);
     if rustix::process::geteuid().is_root() {
-        // Modes are nothing to root: be somebody else.
+        // Root ignores modes, so the test becomes another user.
         for path in [sandbox.home(), sandbox.path("")] {
             fs::set_permissions(path.parent().unwrap(), fs::Permissions::from_mode(0o711)).unwrap();
             chown(path, Some(STRANGER), Some(STRANGER)).unwrap();
@@ -170,7 +170,7 @@ fn an_unreadable_file_is_skipped_and_the_rest_goes_in() {
 }
 
 #[test]
-fn the_agents_of_some_surfaces_are_known() {
+fn some_surfaces_have_a_default_agent() {
     for (surface, agent) in [
         ("claude-memory", json!("claude")),
         ("codex_memory", json!("codex")),
@@ -191,7 +191,7 @@ fn the_agents_of_some_surfaces_are_known() {
 }
 
 #[test]
-fn wrong_paths_and_surfaces_touch_nothing() {
+fn wrong_paths_and_surfaces_change_nothing() {
     let sandbox = Sandbox::new();
     sandbox.file("there/a.md", "text");
     let ran = sandbox.draftq(["sweep", "there", "missing"]);
@@ -205,7 +205,7 @@ fn wrong_paths_and_surfaces_touch_nothing() {
 }
 
 #[test]
-fn a_sweep_of_nothing_is_done() {
+fn a_sweep_of_an_empty_directory_succeeds() {
     let sandbox = Sandbox::new();
     let summary = sandbox.draftq(["sweep", "."]).expect(0).json();
     let nothing = json!({"submitted": 0, "skipped_empty": 0, "already_present": 0,

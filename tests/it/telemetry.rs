@@ -1,5 +1,5 @@
-//! What a run tells a `tracing` subscriber: the names of the file version, and nothing per draft
-//! but one event.
+//! The records of a run for a `tracing` subscriber: the names of the file version, and per draft
+//! one event.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -100,7 +100,7 @@ impl DraftProcessor for FirstWord {
     }
 }
 
-/// What is seen of a run over these drafts, and whether it ended well.
+/// The records of a run over these drafts, and its result.
 fn watch(texts: impl IntoIterator<Item = String>) -> (Seen, Result<(), LibrarianError>) {
     let directory = tempfile::tempdir().unwrap();
     let store = DraftStore::open(directory.path().join("drafts.db")).unwrap();
@@ -132,7 +132,7 @@ fn counters(numbers: [u64; 9]) -> Fields {
 }
 
 #[test]
-fn a_run_is_a_span_with_its_numbers() {
+fn a_run_is_a_span_with_its_counts() {
     let (seen, result) = watch(["keep CANARY".to_owned(), "skip CANARY".to_owned()]);
     result.unwrap();
     assert_eq!(seen.spans, [("mimir.librarian.run", "mimir.librarian.run")]);
@@ -159,7 +159,7 @@ fn each_draft_is_an_event() {
 }
 
 #[test]
-fn the_numbers_are_there_when_a_run_ends_in_an_error() {
+fn the_counts_are_recorded_when_a_run_ends_in_an_error() {
     let texts = ["keep this", "break here CANARY", "skip that"];
     let (seen, result) = watch(texts.map(str::to_owned));
     assert!(matches!(result, Err(LibrarianError::NotYetImplemented { .. })), "{result:?}");
@@ -168,7 +168,7 @@ fn the_numbers_are_there_when_a_run_ends_in_an_error() {
 }
 
 #[test]
-fn a_longer_queue_makes_no_more_records() {
+fn the_number_of_records_does_not_grow_with_the_queue() {
     let records = |drafts: usize| {
         let (seen, result) = watch((0..drafts).map(|number| format!("keep {number}")));
         result.unwrap();

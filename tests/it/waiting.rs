@@ -11,7 +11,7 @@ use rusqlite::Connection;
 
 use crate::harness::{draft, store};
 
-/// A writer that knows nothing of draftq has the write lock.
+/// A writer that is not draftq holds the write lock.
 fn hold(store: &DraftStore) -> Connection {
     let holder = Connection::open(store.path()).unwrap();
     holder.busy_timeout(Duration::from_secs(60)).unwrap();
@@ -43,20 +43,20 @@ fn a_group_of_threads_fails_within_one_timeout() {
             });
         }
     });
-    // One after the other it would be eight seconds.
+    // One after the other would take eight seconds.
     assert!(begun.elapsed() < timeout * 4, "{:?}", begun.elapsed());
     drop(holder);
     assert!(store.submit(&draft("draft 0")).unwrap().created);
 }
 
 #[test]
-fn a_follower_that_came_late_waits_for_its_own_time() {
+fn a_late_follower_has_its_own_timeout() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::from_secs(3));
     let holder = hold(&first);
     thread::scope(|scope| {
         let leader = scope.spawn(|| store.submit(&draft("leader")));
-        // So much less has the follower waited.
+        // The follower arrives later, so its time-out ends later.
         thread::sleep(Duration::from_millis(1_500));
         let follower = scope.spawn(|| store.submit(&draft("follower")));
         assert!(matches!(leader.join().unwrap(), Err(LibrarianError::Busy { .. })));
@@ -66,7 +66,7 @@ fn a_follower_that_came_late_waits_for_its_own_time() {
 }
 
 #[test]
-fn a_wait_outlasts_the_timeout_while_others_make_progress() {
+fn a_wait_continues_while_others_make_progress() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::from_millis(1_500));
     let holder = hold(&first);
@@ -74,7 +74,7 @@ fn a_wait_outlasts_the_timeout_while_others_make_progress() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| store.submit(&draft("waits")));
         // Each commit is progress. The lock is free in between for a moment only, which the
-        // waiting thread may catch; then it did not have to outlast anything.
+        // waiting thread may get; then it did not have to wait longer.
         while begun.elapsed() < Duration::from_secs(5) && !waits.is_finished() {
             holder
                 .execute_batch(
@@ -90,7 +90,7 @@ fn a_wait_outlasts_the_timeout_while_others_make_progress() {
 }
 
 #[test]
-fn a_timeout_of_zero_fails_at_once_and_works_without_others() {
+fn a_timeout_of_zero_fails_at_once_if_the_lock_is_held() {
     let (_directory, first) = store();
     let store = reopened(&first, Duration::ZERO);
     assert!(store.submit(&draft("alone")).unwrap().created);
@@ -104,7 +104,7 @@ fn a_timeout_of_zero_fails_at_once_and_works_without_others() {
     assert!(store.submit(&draft("busy")).unwrap().created);
 }
 
-/// Takes the write lock for the time around its decision.
+/// Takes the write lock while its decision is stored.
 struct Locks(DraftStore);
 
 impl DraftProcessor for Locks {
@@ -123,7 +123,7 @@ impl DraftProcessor for Locks {
 }
 
 #[test]
-fn a_decision_is_kept_while_the_database_is_busy_whatever_the_timeout() {
+fn a_decision_is_kept_while_the_database_is_busy() {
     let (_directory, first) = store();
     let id = first.submit(&draft("decided")).unwrap().id;
     let store = reopened(&first, Duration::ZERO);

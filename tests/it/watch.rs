@@ -1,4 +1,4 @@
-//! `watch`: what wakes it, what it prints, how it ends, and what it does when something is wrong.
+//! `watch`: its wakeups, its output, its end, and its errors.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::harness::{Sandbox, draft};
 
-/// Longer than anything here takes, and shorter than the hour after which it looks by itself.
+/// Longer than any step here takes, and shorter than the hour after which an iteration starts.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A running `watch`, and the lines that it prints.
@@ -60,7 +60,7 @@ fn watch(sandbox: &Sandbox, script: &str) -> Watch {
 }
 
 #[test]
-fn what_comes_in_is_processed_without_waiting_for_the_next_look() {
+fn a_new_draft_wakes_the_watch() {
     let sandbox = Sandbox::new();
     let first = sandbox.submit("before it begins");
     let watch = watch(&sandbox, r#"echo '{"decision":"accepted"}'"#);
@@ -93,7 +93,7 @@ fn a_delayed_draft_is_processed_when_it_is_due() {
 }
 
 #[test]
-fn looks_are_counted_and_what_did_nothing_is_not_printed() {
+fn iterations_are_counted_and_idle_ones_are_not_printed() {
     let sandbox = Sandbox::new();
     sandbox.submit("one");
     let options = ["watch", "--iterations", "3", "--poll-secs", "1", "--exit-code", "--", "true"];
@@ -123,7 +123,7 @@ fn a_line_lists_a_thousand_drafts_and_counts_the_rest() {
 }
 
 #[test]
-fn an_error_is_logged_and_not_met_again_at_once() {
+fn after_an_error_the_watch_waits() {
     let sandbox = Sandbox::new();
     sandbox.submit("due");
     let script = r#"echo '{"decision":"deferred","retry_after_secs":0.001}'"#;
@@ -148,12 +148,12 @@ fn an_error_is_logged_and_not_met_again_at_once() {
         "true",
     ]);
     assert_eq!(ran.expect(0).out(), "");
-    assert_eq!(ran.err().matches("no room; the watch goes on").count(), 2, "{}", ran.err());
+    assert_eq!(ran.err().matches("no room; the watch continues").count(), 2, "{}", ran.err());
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[test]
-fn a_wait_can_be_as_long_as_one_likes() {
+fn a_wait_may_be_very_long() {
     let sandbox = Sandbox::new();
     let most = u64::MAX.to_string();
     let options = ["watch", "--poll-secs", &most, "--grace-secs", &most, "--defer"];
@@ -163,9 +163,9 @@ fn a_wait_can_be_as_long_as_one_likes() {
     watch.end(Signal::INT);
 }
 
-/// Without it a watch whose processor is never ready would ask it again all the time.
+/// Otherwise a watch would call a processor that is never ready all the time.
 #[test]
-fn a_draft_that_is_deferred_again_and_again_waits_longer_each_time() {
+fn repeated_deferrals_wait_longer_each_time() {
     let sandbox = Sandbox::new();
     let id = sandbox.submit("never ready");
     let sql = Connection::open(sandbox.db()).unwrap();
@@ -176,7 +176,7 @@ fn a_draft_that_is_deferred_again_and_again_waits_longer_each_time() {
         assert_eq!(due - shown["updated_at_unix_ms"].as_i64().unwrap(), wait * 1_000);
         sql.execute("UPDATE drafts SET due_at = 1", []).unwrap();
     }
-    // A run defers as it is told, without a delay.
+    // A plain run adds no delay of its own.
     sandbox.draftq(["run", "--defer"]).expect(70);
     assert_eq!(sandbox.show(&id)["due_at_unix_ms"], serde_json::Value::Null);
 }

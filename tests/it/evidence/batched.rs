@@ -1,5 +1,5 @@
-//! Runners whose processor takes no time, and so claim hundreds of drafts ahead and let their
-//! finishes share a commit, killed at random moments.
+//! Runners whose processor takes no time, so that they claim hundreds of drafts ahead and let
+//! results share a commit, killed at random moments.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -15,17 +15,17 @@ use serde_json::json;
 use super::audit::{Row, check_no_runner_left, read_back};
 use super::{Bench, Process, draft, quantiles, seed, size};
 
-/// The database of a process that [`child`] is to be.
+/// The environment variable with the database of the process that runs [`child`].
 const DATABASE: &str = "DRAFTQ_TEST_BATCHED_DB";
 
-/// How many drafts each round begins with: more than its runners get done before they are killed.
+/// How many drafts each round begins with: more than its runners process before they are killed.
 const A_ROUND: usize = 1_500;
 
 fn nanos() -> u128 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos()
 }
 
-/// Accepts, and writes down what it accepted, by whom and when.
+/// Accepts, and records what it accepted, its process and the time.
 struct Quick(File);
 
 impl Quick {
@@ -44,7 +44,7 @@ impl DraftProcessor for Quick {
 }
 
 fn drain(store: &DraftStore, log: &Path) {
-    let runner = Runner::new(store, "test").most_items(0);
+    let runner = Runner::new(store, "test").max_items(0);
     let report = runner.run_one(&mut Quick::new(log), SystemTime::now());
     assert!(report.stopped_by.is_none(), "{report:?}");
 }
@@ -101,7 +101,7 @@ fn kill_quick_runners(enough: usize) {
             kills.extend(runners.into_iter().filter_map(|runner| runner.join().unwrap()));
         });
     }
-    // What was taken back more than once waits for its time; here nobody does.
+    // Drafts that were recovered more than once are delayed; here the delay is removed.
     while bench.sql().query_row(LEFT, [], |row| row.get::<_, i64>(0)).unwrap() > 0 {
         bench.sql().execute("UPDATE drafts SET due_at = 0 WHERE due_at > 0", []).unwrap();
         drain(&store, &log);
@@ -116,7 +116,7 @@ fn kill_quick_runners(enough: usize) {
     while let Some(row) = deciders.next().unwrap() {
         decided.insert((row.get::<_, String>(0).unwrap(), row.get::<_, u32>(1).unwrap()));
     }
-    // How long before its runner's death a draft was done whose finish died with it.
+    // How long before its runner's death a draft was processed whose result was lost.
     let (mut executed, mut in_vain) = (HashSet::new(), Vec::new());
     for line in std::fs::read_to_string(&log).unwrap().lines() {
         let [id, pid, at] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line:?}") };

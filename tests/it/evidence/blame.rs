@@ -7,14 +7,14 @@ use serde_json::json;
 use super::audit::{check_no_runner_left, read_back};
 use super::{Bench, Process, draft, json, killed_by};
 
-/// Says that it has a draft, then waits for leave to end.
+/// Reports that it has a draft, then waits for the permission to end.
 const WAITS: &str =
     r#"echo have > "$HAVE"; read -r leave < "$LEAVE"; echo '{"decision":"accepted"}'"#;
 
-/// Says when it begins and ends.
+/// Reports its start and its end.
 const LOGS: &str = r#"echo begin >> "$LOG"; echo end >> "$LOG"; echo '{"decision":"accepted"}'"#;
 
-/// Kills its runner if the draft is the poison.
+/// Kills its runner if the text is "poison".
 const POISON: &str = r#"IFS= read -r line; case $line in *poison*) kill -9 $PPID;; esac; echo '{"decision":"accepted"}'"#;
 
 fn column(connection: &Connection, column: &str) -> Vec<i64> {
@@ -49,7 +49,7 @@ fn of_several_drafts_of_a_dead_runner_none_is_blamed_and_each_is_tried_alone() {
     assert_eq!(column(&sql, "suspect"), [1, 1, 1, 0]);
     assert_eq!(column(&sql, "due_at"), [0, 0, 0, 0], "an innocent draft does not wait");
 
-    // Three workers, and yet no suspect is processed beside another draft.
+    // With three workers, each suspect is still processed alone.
     let log = bench.path("log");
     let options = ["run", "--json", "-q", "--jobs", "3", "--", "sh", "-c", LOGS];
     let mut command = bench.command(options);
@@ -87,10 +87,10 @@ fn a_poison_draft_among_many_workers_is_the_only_one_that_fails() {
         {
             break;
         }
-        // From the second crash on it waits; here nobody waits for it.
+        // From the second crash on the draft is delayed; here the delay is removed.
         sql.execute("UPDATE drafts SET due_at = 1 WHERE due_at > 0", []).unwrap();
     }
-    // The first death may blame several; then each is that of the poison alone.
+    // The first death may make several drafts suspects. Each later one is the poison's alone.
     assert!((BUDGET..=BUDGET + 1).contains(&deaths), "{deaths} deaths");
     let mut crashes = vec![0; 12];
     crashes[5] = BUDGET;
@@ -106,7 +106,7 @@ fn a_poison_draft_among_many_workers_is_the_only_one_that_fails() {
 fn the_budget_is_that_of_the_runner_under_which_the_draft_erred_or_died() {
     for (theirs, mine, state) in [("1", "5", "failed"), ("0", "1", "accepted")] {
         let now = ["--stale-processing-secs", "0", "--max-errors"];
-        // It errs.
+        // Its processor fails.
         let bench = Bench::new();
         bench.store().submit(&draft("errs")).unwrap();
         let erring = [&["run", "-q", "--json"], &now[..], &[theirs, "--", "false"]].concat();
@@ -123,7 +123,7 @@ fn the_budget_is_that_of_the_runner_under_which_the_draft_erred_or_died() {
         };
         assert_eq!(is(&bench.sql()), state, "erred under {theirs}, recovered under {mine}");
 
-        // It brings its runner down.
+        // It kills its runner.
         let bench = Bench::new();
         bench.store().submit(&draft("poison")).unwrap();
         let dying =
@@ -134,7 +134,7 @@ fn the_budget_is_that_of_the_runner_under_which_the_draft_erred_or_died() {
     }
 }
 
-/// A runner that was asked to end, or that another program ended in good order, charges nothing.
+/// A runner that was cancelled, or that another program ended normally, charges no draft.
 #[test]
 fn a_runner_that_ends_in_good_order_charges_nothing() {
     let bench = Bench::new();

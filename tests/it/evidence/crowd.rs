@@ -1,4 +1,4 @@
-//! A crowd at the write lock: submits, runs and watches that wait behind others, and processes
+//! Many processes at the write lock: submits, runs and watches that wait, and processes
 //! that are stopped or killed while they wait.
 
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use super::{Bench, HANG, Process, draft, quantiles, seed, size};
 /// A program that accepts every draft.
 const ACCEPT: [&str; 3] = ["sh", "-c", r#"cat > /dev/null; echo '{"decision":"accepted"}'"#];
 
-/// A writer that knows nothing of the queue has the write lock.
+/// A writer that does not use the queue holds the write lock.
 fn hold(bench: &Bench) -> Connection {
     let holder = bench.sql();
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -34,7 +34,7 @@ fn submits(bench: &Bench, count: usize) -> Vec<Process> {
     (0..count).map(|n| submit(bench, &format!("draft {n}"))).collect()
 }
 
-/// A store whose own time-out would hide that nobody lets it go on.
+/// A store whose time-out is so long that it would hide a standstill.
 fn patient_store(bench: &Bench) -> DraftStore {
     DraftStore::options().busy_timeout(HANG * 20).open(bench.db()).unwrap()
 }
@@ -54,7 +54,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Wait until somebody has the turn, as a waiting writer does.
+/// Wait until a waiting writer has the turn.
 fn until_turn_is_held(bench: &Bench) {
     until("the turn is held", || {
         File::open(bench.locks().join("writer.turn"))
@@ -91,7 +91,7 @@ fn cpu_time(processes: &[Process]) -> Duration {
     Duration::from_nanos(nanos)
 }
 
-/// What share of a core these processes take within this time.
+/// The share of a core that these processes use within this time.
 fn share_of_a_core(processes: &[Process], within: Duration) -> f64 {
     let (before, begun) = (cpu_time(processes), Instant::now());
     thread::sleep(within);
@@ -167,7 +167,7 @@ fn processes_killed_while_they_wait_hold_nobody_up() {
     let killed = killed.len() + 1;
     drop(head);
     let rows = read_back(&bench.sql()).len();
-    // One that was killed may have committed before.
+    // A killed process may have committed before.
     assert!((acknowledged..=acknowledged + killed).contains(&rows), "seed {seed}: {rows}");
 }
 
@@ -185,7 +185,7 @@ fn the_queue_is_made_anew_when_its_file_or_directory_is_deleted() {
             false => fs::remove_file(bench.locks().join("writer.turn")).unwrap(),
             true => fs::remove_dir_all(bench.locks()).unwrap(),
         }
-        // Those that wait go over to a new file, of which one has the turn.
+        // The waiting processes queue on a new file, whose lock one of them holds.
         until_turn_is_held(&bench);
         holder.execute_batch("COMMIT").unwrap();
         all_end_well(crowd);
@@ -259,7 +259,7 @@ fn the_turn_wakes_no_waiting_runner() {
     });
     until_turn_is_held(&bench);
     holder.execute_batch("COMMIT").unwrap();
-    // Kept open: whoever created the file that says what is in use closes it.
+    // Kept open, because the process that created the entry file closes it.
     let _store = waiting.join().unwrap();
     let mut buffer = [0; 4096];
     let events = inotify.read_events(&mut buffer).map(|events| events.count()).unwrap_or(0);
@@ -271,8 +271,8 @@ fn many_watches_share_what_comes_in() {
     watches(&Bench::new(), 20, 20);
 }
 
-/// Watches that wait, and submits one after the other. How long the submits took, and the share
-/// of a core that the watches took meanwhile.
+/// Waiting watches, and submits one after the other. Returns how long the submits took, and the share
+/// of a core that the watches used meanwhile.
 fn watches(bench: &Bench, watches: usize, drafts: usize) -> (Vec<f64>, f64, f64) {
     bench.store();
     let watching: Vec<_> = (0..watches)
@@ -306,7 +306,7 @@ fn watches(bench: &Bench, watches: usize, drafts: usize) -> (Vec<f64>, f64, f64)
         let output = watch.output();
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!said.contains("the watch goes on"), "{said}");
+        assert!(!said.contains("the watch continues"), "{said}");
     }
     for row in read_back(&sql).values() {
         assert_eq!((row.state.as_str(), row.events.len()), ("accepted", 3), "{row:?}");
@@ -359,7 +359,7 @@ fn crowd_long() {
         let share = share_of_a_core(&crowd, Duration::from_millis(600));
         holder.execute_batch("COMMIT").unwrap();
         let (released, held) = (Instant::now(), begun.elapsed());
-        // Each end is stamped when it comes.
+        // The time of each end is recorded at once.
         let ends: Vec<_> = thread::scope(|scope| {
             let waits = crowd.into_iter().map(|process| {
                 scope.spawn(move || {

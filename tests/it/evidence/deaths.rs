@@ -1,4 +1,4 @@
-//! A runner dies with a draft in hand. What its death is known by, and what it costs.
+//! A runner dies while it holds a draft: how its death is noticed, and what it costs.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,13 +11,13 @@ use super::audit::{check_no_runner_left, read_back};
 use super::{Bench, Fifo, HANG, Process, draft, json, kill_group, killed_by, next_line, quantiles};
 use super::{seed, size};
 
-/// Says who it is, then waits for leave to end.
+/// Reports its process, then waits for the permission to end.
 const PROGRAM: &str = r#"echo $$ > "$HAVE"; read -r leave < "$LEAVE""#;
 
-/// How long a watch may take at the most to notice a death.
+/// The longest time that a watch may need to notice a death.
 const NOTICE: Duration = Duration::from_secs(20);
 
-/// A runner with a draft in hand.
+/// A runner that holds a draft.
 pub(super) struct Owner {
     process: Process,
     program: String,
@@ -37,7 +37,7 @@ impl Scene {
         Self { store: bench.store(), bench, have, leave }
     }
 
-    /// A draft in the hands of a runner, and nothing else to do.
+    /// A draft that a live runner holds, and no other draft.
     pub(super) fn owned(&mut self, text: &str) -> Owner {
         self.store.submit(&draft(text)).unwrap();
         let mut command =
@@ -47,7 +47,7 @@ impl Scene {
         Owner { process, program: self.have.line() }
     }
 
-    /// The same, of a runner that is no more.
+    /// A draft that a dead runner holds.
     fn orphaned(&mut self, text: &str) {
         self.owned(text).die();
     }
@@ -56,7 +56,7 @@ impl Scene {
         assert_eq!(self.bench.sql().execute(statement, []).unwrap(), 1, "{statement}");
     }
 
-    /// What recovery takes back of claims as old as this, or however old if nothing is said.
+    /// The number of claims of this age (or of any age) that are recovered.
     pub(super) fn recovered(&self, age: Option<Duration>) -> usize {
         let before = match age {
             Some(age) => SystemTime::now() - age,
@@ -76,7 +76,7 @@ impl Owner {
     }
 }
 
-/// The default stale window.
+/// The default stale time.
 pub(super) const WINDOW: Option<Duration> = Some(Duration::from_secs(900));
 
 #[test]
@@ -97,7 +97,7 @@ fn the_next_run_takes_a_dead_owners_draft_at_once() {
 
 #[test]
 fn without_its_lock_file_age_decides() {
-    // A runner that lives.
+    // A live runner.
     let mut scene = Scene::new();
     let owner = scene.owned("alive");
     assert_eq!(scene.recovered(None), 0, "age means nothing while the lock is held");
@@ -108,7 +108,7 @@ fn without_its_lock_file_age_decides() {
     let output = owner.process.output();
     assert_eq!(json(&output)["summary"]["lost_claims"], 1, "{output:?}");
 
-    // A runner that is dead.
+    // A dead runner.
     let mut scene = Scene::new();
     scene.orphaned("dead");
     std::fs::remove_dir_all(scene.bench.locks()).unwrap();
@@ -121,7 +121,7 @@ fn without_its_lock_file_age_decides() {
     assert_eq!((&summary["recovered_processing"], &summary["accepted"]), (&json!(1), &json!(1)));
 }
 
-/// A runner whose lock file is deleted while it waits makes another before it claims again.
+/// A runner whose lock file is deleted while it waits registers again before it claims.
 #[test]
 fn a_waiting_runner_whose_lock_file_is_deleted_is_not_taken_for_dead() {
     let mut scene = Scene::new();
@@ -157,7 +157,7 @@ fn a_pid_that_is_used_again_proves_nothing() {
     assert_eq!(scene.recovered(WINDOW), 1);
 }
 
-/// A boot id that cannot be read, or a host of another name, is neither a death nor a life.
+/// An unreadable boot id or another host name does not decide whether a runner is alive.
 #[test]
 fn the_lock_decides_whatever_is_known_of_the_machine() {
     for machine in ["boot_id = ''", "boot_id = 'another'", "boot_id = 'another', host = 'other'"] {
@@ -193,7 +193,7 @@ fn a_container_on_this_kernel_is_known_by_its_lock() {
     assert_eq!(scene.recovered(WINDOW), 1);
 }
 
-/// A draft that kills its runner, in front of others that do not.
+/// A draft that kills its runner, before others that do not.
 #[test]
 fn a_draft_that_kills_its_runner_ends_in_failed_and_the_queue_flows() {
     let bench = Bench::new();
@@ -228,7 +228,7 @@ fn a_draft_that_kills_its_runner_ends_in_failed_and_the_queue_flows() {
         if state == "failed" {
             break;
         }
-        // From the second death on it waits, and those behind it have gone by.
+        // From the second death on it is delayed, and the drafts after it have been processed.
         assert_eq!((state.as_str(), accepted), ("pending", 5));
         assert!(errors >= 2 && due_at > 0, "{errors} errors, due at {due_at}");
         bench.sql().execute("UPDATE drafts SET due_at = 1 WHERE due_at > 0", []).unwrap();
@@ -253,9 +253,9 @@ fn watch_notices_long() {
     watch_notices(size("DRAFTQ_TEST_DEATHS", 100));
 }
 
-/// From the SIGKILL of an owner until the program of a watch that was waiting has the draft.
+/// The time from the SIGKILL of an owner until the program of a waiting watch gets the draft.
 ///
-/// In each round the watch has one draft in hand, so that the next one goes to the runner that is
+/// In each round the watch processes one draft, so that the next one goes to the runner that is
 /// to die; then it finishes its own, has nothing to do, and the runner is killed.
 fn watch_notices(rounds: usize) {
     let seed = seed();
@@ -276,7 +276,7 @@ fn watch_notices(rounds: usize) {
         leave.say("");
         let report = next_line(&mut reports, &mut unread, HANG).unwrap();
         assert!(report.contains("\"accepted\":1"), "{report}");
-        // A random moment, so that no beat of the watch is met each time.
+        // A random moment, so that the kill is not in step with the watch.
         let still = !owner.process.ended_within(Duration::from_millis(rng.u64(..1_000)));
         assert!(still, "the owner ended by itself");
         let killed = Instant::now();

@@ -1,4 +1,4 @@
-//! A runner is stopped with a draft in hand, loses it to another, and comes back late.
+//! A runner is stopped while it holds a draft, loses the claim, and continues late.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::audit::{check_no_runner_left, read_back};
 use super::{Bench, Fifo, Process, draft, json, seed, size};
 
-/// Says that it has the draft, then waits for its answer.
+/// Reports that it has the draft, then waits for its answer.
 const PROGRAM: &str = r#"echo have > "$HAVE"; read -r answer < "$ANSWER"; eval "$answer""#;
 
 const ACCEPT: &str = r#"echo '{"decision":"accepted"}'"#;
@@ -28,14 +28,14 @@ fn frozen_long() {
     frozen(size("DRAFTQ_TEST_FROZEN", 1_000));
 }
 
-/// What becomes of the draft while its runner is stopped.
+/// What happens to the draft while its runner is stopped.
 #[derive(Clone, Copy)]
 enum Meanwhile {
     /// Another runner finishes it.
     Finished,
-    /// Another runner has it in hand.
+    /// Another runner processes it.
     Held,
-    /// Nobody has taken it yet.
+    /// No runner has claimed it yet.
     Waiting,
 }
 
@@ -62,7 +62,7 @@ fn frozen(rounds: usize) {
     for round in 0..rounds {
         let meanwhile = [Meanwhile::Finished, Meanwhile::Held, Meanwhile::Waiting][round % 3];
         let by_hand = rng.bool();
-        // A late error is as late as a late decision.
+        // A late error is refused like a late decision.
         let late = [ACCEPT, "exit 75", "exit 9", r#"echo '{"decision":"quarantined"}'"#];
         let id = scene.round(&format!("{seed} {round}"), meanwhile, by_hand, late[rng.usize(..4)]);
         let count: usize = scene
@@ -101,7 +101,7 @@ impl Scene<'_> {
         let options = WaitIdOptions::STOPPED;
         waitid(WaitId::Pid(slow.pid), options).unwrap();
 
-        // It lives, so age means nothing.
+        // The runner is alive, so age does not matter.
         let future = SystemTime::now() + Duration::from_secs(10 * 365 * 86_400);
         let recovery = self.store.recover(future).unwrap();
         assert_eq!(recovery.to_pending.len() + recovery.to_failed.len(), 0);

@@ -1,4 +1,4 @@
-//! Twenty processes come upon a database that is not there yet.
+//! Twenty processes open a database that does not exist yet.
 
 use serde_json::json;
 
@@ -39,7 +39,7 @@ fn first_start(rounds: usize) {
         let submits = processes.iter().filter(|((submits, _), _)| *submits).count();
         for ((_, looks), process) in processes {
             let output = process.output();
-            // Who only looks may come before there is a database.
+            // A reading command may run before there is a database.
             if looks && output.status.code() == Some(66) {
                 continue;
             }

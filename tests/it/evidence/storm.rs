@@ -10,7 +10,7 @@ use super::{Bench, Process, draft, quantiles, seed, size};
 
 const RUNNERS: usize = 8;
 
-/// Writes down which draft it was asked about, and when.
+/// Records which draft it got, and when.
 const PROGRAM: &str = r#"
 IFS= read -r line
 id=${line#*'"id":"'}
@@ -69,7 +69,7 @@ fn storm(drafts: usize, fair: bool) {
     }
     check_no_runner_left(&bench);
 
-    // A claim is stamped when it is asked for.
+    // The time of a claim is that of the request.
     let asked: BTreeMap<String, i64> = sql
         .prepare("SELECT id, h.at FROM drafts d JOIN history h ON h.draft = d.seq WHERE event = 'claimed'")
         .unwrap()

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::audit::{check_no_runner_left, read_back};
 use super::{Bench, Process, draft, json, seed, size};
 
-/// Writes down which draft it was asked about, then answers this or that.
+/// Records which draft it got, then gives a random answer.
 const PROGRAM: &str = r#"
 IFS= read -r line || exit 1 # its runner died before it had asked
 id=${line#*'"id":"'}
@@ -31,7 +31,7 @@ case $(( ($$ + $MOOD) % 40 )) in
 esac
 "#;
 
-/// The same, to the end of the queue.
+/// The same, until the queue is empty.
 const ACCEPT: &str = r#"
 IFS= read -r line || exit 1
 id=${line#*'"id":"'}
@@ -50,20 +50,20 @@ fn torture_long() {
     torture(size("DRAFTQ_TEST_KILLS", 10_000));
 }
 
-/// What the submitters know.
+/// What the submitters have sent and received.
 #[derive(Default)]
 struct Submitted {
-    /// Every text that was handed to a submitter, by the id that it must get.
+    /// Every text that was given to a submitter, by the id that it must get.
     attempted: BTreeMap<String, String>,
-    /// The ids whose line was read from a submitter's output.
+    /// The ids that a submitter printed.
     acknowledged: BTreeSet<String>,
-    /// The ids of each call with several lines: all of them are in, or none.
+    /// The ids of each call with several lines: all of them are stored, or none.
     batches: Vec<Vec<String>>,
-    /// How often each id was handed over.
+    /// How often each id was submitted.
     calls: BTreeMap<String, usize>,
 }
 
-/// What all five share.
+/// The state that all five share.
 struct Round<'b> {
     bench: &'b Bench,
     kills: usize,
@@ -96,7 +96,7 @@ fn torture(kills: usize) {
     let mut rng = Rng::with_seed(seed);
     let begun = Instant::now();
     let bench = Bench::new();
-    // The first start has its own proofs.
+    // The first start has tests of its own.
     drop(bench.store());
     let round = Round {
         bench: &bench,
@@ -202,7 +202,7 @@ fn keep_submitting(round: &Round<'_>, name: u8, mut rng: Rng) -> (usize, Submitt
         };
         let texts: Vec<String> = (0..lines)
             .map(|_| {
-                // Who was not answered asks again, and so do some who were.
+                // Texts without an answer are submitted again, and some with one as well.
                 if !unanswered.is_empty() && rng.u8(..4) == 0 {
                     return unanswered.swap_remove(rng.usize(..unanswered.len()));
                 }
@@ -222,7 +222,7 @@ fn keep_submitting(round: &Round<'_>, name: u8, mut rng: Rng) -> (usize, Submitt
             mine.batches.push(ids.clone());
         }
 
-        // A submitter is at work for a few milliseconds only: half of the kills fall there.
+        // A submitter runs only for a few milliseconds, so half of the kills are in that time.
         let moment = if rng.bool() { moment(&mut rng, 80_000) } else { moment(&mut rng, 8_000) };
         let (output, killed) = submit(round.bench, several, &texts).kill_after(moment);
         if !killed {
@@ -265,7 +265,7 @@ fn moment(rng: &mut Rng, within_micros: u64) -> Duration {
     Duration::from_micros(rng.u64(..within_micros))
 }
 
-/// Run until nothing is left; what waits for its time need not.
+/// Run until no draft is left; delays are removed.
 fn drain(bench: &Bench) -> (usize, usize) {
     let mut processed = 0;
     for runs in 1..=100 {
@@ -321,7 +321,7 @@ fn account(bench: &Bench, submitted: &Submitted) -> Value {
         .batches
         .iter()
         .filter(|ids| {
-            // Those that came in by this call, or not at all.
+            // Drafts that only this call submitted.
             let mut only = ids.iter().filter(|id| submitted.calls[*id] == 1).peekable();
             let first = only.peek().is_some_and(|id| rows.contains_key(*id));
             only.any(|id| rows.contains_key(id) != first)
@@ -331,7 +331,7 @@ fn account(bench: &Bench, submitted: &Submitted) -> Value {
     for row in rows.values() {
         let executed = executions.get(&row.id).copied().unwrap_or(0);
         let answers = row.count("decided") + row.count("deferred") + row.count("errored");
-        // An answer that nobody gave.
+        // An answer that the program did not give.
         unasked_answers += usize::from(executed < answers);
         repeated += usize::from(executed > answers);
         repetitions += executed.saturating_sub(answers);
@@ -349,7 +349,7 @@ fn account(bench: &Bench, submitted: &Submitted) -> Value {
     })
 }
 
-/// How often the program was asked about each draft.
+/// How often the program got each draft.
 fn executions(path: &Path) -> BTreeMap<String, usize> {
     let mut executions = BTreeMap::new();
     for id in std::fs::read_to_string(path).unwrap().lines() {

@@ -1,9 +1,9 @@
 //! Each write of each command in turn: the process is killed there, or the write fails there.
 //!
-//! strace makes it so. It counts the calls of each thread by themselves, and a run writes from
-//! two: the one that began it opens and closes the database, a clerk moves the drafts. Hence the
-//! same calls are counted in several ways, so that each is met in one of them. Where there is no
-//! strace, or it may not trace, the tests say so and show nothing.
+//! strace does this. It counts the calls of each thread separately, and a run writes from two
+//! threads: the first opens and closes the database, the writer thread moves the drafts. So the
+//! same calls are counted in several ways, so that each is met in one of them. If there is no
+//! strace, or it may not trace, the tests print that they are skipped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,7 +65,7 @@ fn killed_at_a_write_long() {
     killed_at_a_write(&TARGETS, 1);
 }
 
-/// Killed there, a command has done what it does, or nothing; what it had said is so; and
+/// A command that is killed has done all or nothing, what it printed is true, and
 /// another try finishes it.
 fn killed_at_a_write(targets: &[Target], step: usize) {
     if !strace_works() {
@@ -97,7 +97,7 @@ fn a_failing_write_long() {
     a_failing_write(&TARGETS, 1);
 }
 
-/// The same where the call fails, and the command has to say so.
+/// The same with a failing call, which the command must report.
 fn a_failing_write(targets: &[Target], step: usize) {
     if !strace_works() {
         return;
@@ -138,24 +138,24 @@ fn a_failing_write(targets: &[Target], step: usize) {
     println!("{}", json!({ "evidence": "failing writes", "step": step, "failures": failures }));
 }
 
-/// A command under test, and the database that it meets.
+/// A command under test, and its database.
 struct Scene {
     name: &'static str,
     arguments: &'static [&'static str],
-    /// Brings a new database to where the command is to begin; without it, there is none.
+    /// Prepares a new database for the command; `None` for no database.
     before: Option<fn(&Bench)>,
-    /// The exit codes of a command that did all it should.
+    /// The exit codes of a command that succeeded.
     done: &'static [i32],
     /// Whether it moves drafts one by one, and not all at once.
     runs: bool,
 }
 
-/// What became of one command.
+/// The result of one command.
 struct Trial {
     context: String,
     target: Target,
     output: Output,
-    /// Whether strace came to do what it was told.
+    /// Whether strace reached the call.
     injected: bool,
 }
 
@@ -227,7 +227,7 @@ fn a_dead_runner(bench: &Bench) {
     assert!(killed_by(&bench.output(suicide), Signal::KILL));
 }
 
-/// What is to be seen of a database: each draft's state and how long its history is.
+/// The visible content of a database: each draft's state and the length of its history.
 type Sight = BTreeMap<String, (String, usize)>;
 
 fn sight(bench: &Bench) -> Sight {
@@ -311,13 +311,13 @@ impl Scene {
         Trial { context, target, output, injected }
     }
 
-    /// Another process finds the database whole, with all that was acknowledged; and the command
+    /// Another process finds the database undamaged, with all acknowledged drafts, and the command
     /// can be given again.
     fn check_what_is_left(&self, bench: &Bench, trial: &Trial, before: &Sight, after: &Sight) {
         let Trial { context, output: tried, .. } = trial;
         let list = bench.output(["list", "--json", "--limit", "100"]);
         let left = match list.status.code() {
-            // The very first did not get as far as to make it.
+            // The command was killed before it created the file.
             Some(66) if self.before.is_none() => Sight::new(),
             code => {
                 assert_eq!(code, Some(0), "{context}: {tried:?}, then {list:?}");
@@ -347,7 +347,7 @@ impl Scene {
             let states = |sight: &Sight| -> Vec<String> {
                 sight.values().map(|(state, _)| state.clone()).collect()
             };
-            // Errors of a first try may have gone into the budget.
+            // Errors of the first try may count towards the budget.
             if self.done == [0] {
                 assert_eq!(states(&left), states(after), "{context}: {again:?}");
             }

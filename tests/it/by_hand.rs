@@ -1,121 +1,21 @@
-//! The SQL interface: what a person may type into a SQL shell, and what the file refuses, asked
+//! Moves and other changes by hand, with SQL: what the database accepts and what it refuses. Asked
 //! through the SQLite in this program, the `sqlite3` shell and Python's `sqlite3`.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use draftq::Claimed;
-use draftq::MAX_DELAY;
-use draftq::unix_ms;
-use draftq::{DraftProcessingDecision, DraftState, DraftStore, Outcome};
+use draftq::{Claimed, DraftState, unix_ms};
 use rusqlite::Connection;
 
-use crate::harness::{assert_whole, draft, have, rows, store};
+use crate::harness::{assert_whole, draft, rows, store};
+use crate::shells::{Shell, bring_to};
 
-/// A way to get at the file.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Shell {
-    Linked,
-    Sqlite3,
-    Python,
-}
-
-const PYTHON: &str = r#"
-import json, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-answers = []
-for statement in json.load(sys.stdin):
-    try:
-        rows = connection.execute(statement).fetchall()
-        lines = ["|".join("" if value is None else str(value) for value in row) for row in rows]
-        answers.append([True, "\n".join(lines)])
-    except sqlite3.Error as error:
-        answers.append([False, str(error)])
-json.dump(answers, sys.stdout)
-"#;
-
-impl Shell {
-    fn all() -> Vec<Self> {
-        let mut shells = vec![Self::Linked];
-        if have("sqlite3") {
-            shells.push(Self::Sqlite3);
-        }
-        if have("python3") {
-            shells.push(Self::Python);
-        }
-        shells
-    }
-
-    /// Each statement by itself: its rows, values separated by `|`, or the message.
-    fn each(self, path: &Path, statements: &[String]) -> Vec<Result<String, String>> {
-        match self {
-            Self::Linked => {
-                let connection = Connection::open(path).unwrap();
-                let ask = |sql: &String| rows(&connection, sql).map_err(|error| error.to_string());
-                statements.iter().map(ask).collect()
-            }
-            Self::Sqlite3 => statements
-                .iter()
-                .map(|sql| {
-                    let output = Command::new("sqlite3")
-                        .args(["-batch", "-bail"])
-                        .arg(path)
-                        .arg(sql)
-                        .stdin(Stdio::null())
-                        .output()
-                        .unwrap();
-                    if output.status.success() {
-                        Ok(String::from_utf8(output.stdout).unwrap().trim_end().to_owned())
-                    } else {
-                        Err(String::from_utf8(output.stderr).unwrap())
-                    }
-                })
-                .collect(),
-            Self::Python => {
-                let mut python = Command::new("python3")
-                    .args(["-c", PYTHON])
-                    .arg(path)
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .spawn()
-                    .unwrap();
-                let question = serde_json::to_vec(statements).unwrap();
-                python.stdin.take().unwrap().write_all(&question).unwrap();
-                let output = python.wait_with_output().unwrap();
-                assert!(output.status.success());
-                let answers: Vec<(bool, String)> = serde_json::from_slice(&output.stdout).unwrap();
-                let answers = answers.into_iter();
-                answers.map(|(ok, text)| if ok { Ok(text) } else { Err(text) }).collect()
-            }
-        }
-    }
-
-    fn ask(self, path: &Path, sql: &str) -> Result<String, String> {
-        self.each(path, &[sql.to_owned()]).remove(0)
-    }
-}
-
-/// Everything in the file that a statement could have changed.
+/// Everything in the file that a statement could change.
 fn contents(path: &Path) -> Vec<String> {
     let connection = Connection::open(path).unwrap();
     ["drafts", "draft_texts", "history"]
         .map(|table| rows(&connection, &format!("SELECT rowid, * FROM {table}")).unwrap())
         .to_vec()
-}
-
-/// A draft of this text, brought to this state by the library.
-fn bring_to(store: &DraftStore, text: &str, state: DraftState) -> String {
-    let draft = draft(text);
-    store.submit(&draft).unwrap();
-    if state != DraftState::Pending {
-        store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
-    }
-    if state.is_terminal() {
-        store.transition(draft.id(), DraftState::Processing, state).unwrap();
-    }
-    draft.id().to_hex()
 }
 
 fn pairs() -> impl Iterator<Item = (DraftState, DraftState)> {
@@ -132,7 +32,7 @@ fn history_rows(path: &Path, id: &str) -> Vec<String> {
 }
 
 #[test]
-fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
+fn legal_moves_by_hand_leave_one_event_each_and_others_are_refused() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -141,7 +41,7 @@ fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
             .collect();
         drop(store);
 
-        // Every other column as the target state wants it, so that only the edge is at stake.
+        // All other columns fit the target state, so that only the move can be refused.
         let moves: Vec<_> = drafts
             .iter()
             .map(|(_, to, id)| {
@@ -160,7 +60,7 @@ fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
         let ended = unix_ms(SystemTime::now());
 
         for (((from, to, id), answer), before) in drafts.iter().zip(answers).zip(events_before) {
-            // Without a signature, nobody decides by hand.
+            // A decision by hand needs a signature.
             let legal = (from.runner_may_move_to(*to) && !to.is_terminal())
                 || (from.is_terminal() && *to == DraftState::Pending);
             let events = history_rows(&path, id);
@@ -177,7 +77,7 @@ fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
                 let at: i64 = words[4].parse().unwrap();
                 assert!((begun - 1..=ended + 1).contains(&at), "{at} in {begun}..={ended}");
             } else if from == to {
-                // Not a move: nothing to refuse, nothing to record.
+                // Not a move: there is nothing to refuse or record.
                 assert_eq!(answer, Ok(String::new()), "{shell:?}: {from} to {to}");
                 assert_eq!(events, before);
             } else {
@@ -192,13 +92,14 @@ fn all_moves_by_hand_are_those_of_the_table_and_each_leaves_one_event() {
 }
 
 #[test]
-fn events_are_named_for_the_moves() {
+fn each_move_by_hand_has_its_event() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     for (from, sets, event) in [
         (DraftState::Pending, "state = 'processing', claimed_at = 1", "claimed"),
         (DraftState::Processing, "state = 'pending'", "recovered"),
         (DraftState::Processing, "state = 'pending', decision = 'deferred'", "deferred"),
+        (DraftState::Processing, "state = 'pending', requeues = requeues + 1", "requeued"),
         (
             DraftState::Processing,
             "state = 'failed', decision = 'failed', decided_by = 'me'",
@@ -243,7 +144,7 @@ fn events_are_named_for_the_moves() {
     assert_whole(&path);
 }
 
-/// Statements that must change nothing; most of them are refused, and say why.
+/// Statements that must change nothing. Most of them are refused, with this message.
 fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'static str)> {
     const EDIT: &str = "draftq: illegal edit";
     const CONTINUES: &str = "does not continue the draft's history";
@@ -298,7 +199,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             ),
             IDENTITY,
         );
-        // An id that is there is the same draft.
+        // An existing id is the same draft.
         for verb in ["INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT", "REPLACE"] {
             attack(format!("{verb} INTO drafts {columns} VALUES ('{id}', {values}"), SILENT);
             attack(
@@ -316,7 +217,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
                 match verb {
                     "INSERT" => "UNIQUE constraint failed",
                     "INSERT OR IGNORE" => SILENT,
-                    // With recursive triggers the row that it would replace stands up for itself.
+                    // With recursive triggers, the delete trigger of the replaced row refuses.
                     _ => "draftq: illegal",
                 },
             );
@@ -352,7 +253,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
                 attack(format!("UPDATE {or} {table} SET rowid = 99 WHERE {draft} = {seq}"), EDIT);
             }
         }
-        // A state that is none.
+        // An unknown state.
         for state in ["'nonsense'", "'Pending'", "''"] {
             for or in ["", "OR REPLACE"] {
                 attack(
@@ -369,7 +270,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
     attack("DELETE FROM draft_texts".into(), DELETE);
     attack("DELETE FROM history".into(), DELETE);
 
-    // What is laid down in advance, or where nothing can follow it.
+    // Rows in advance, or with the last possible number.
     attack("INSERT INTO draft_texts (seq, raw_text) VALUES (99, 'x')".into(), INSERT);
     attack("INSERT INTO draft_texts (raw_text) VALUES ('x')".into(), INSERT);
     for (seq, refusal) in
@@ -391,7 +292,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             if seq.parse::<i64>().unwrap() > 0 { CONTINUES } else { CHECK },
         );
     }
-    // Events of drafts that are not there, or are in another state.
+    // Events of drafts that do not exist, or are in another state.
     for event in ["'submitted', NULL", "'deleted', 'deleted'", "'decided', 'pending'"] {
         for draft in [0, 99] {
             for or in ["", "OR IGNORE", "OR REPLACE"] {
@@ -407,7 +308,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             }
         }
     }
-    // A draft without its text, whatever is to be passed over.
+    // A draft without its text, with any conflict clause.
     for or in ["", "OR IGNORE", "OR FAIL", "OR REPLACE"] {
         for (id, text) in
             [("00000000000000aa", "NULL"), ("00000000000000aa", "' \n'"), ("bad", "'x'")]
@@ -493,13 +394,13 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
         );
     }
 
-    // Unfinished drafts stay; in a statement that takes them along, the finished stay too.
+    // Unfinished drafts are not deleted, nor finished ones by the same statement.
     for id in [pending, processing] {
         attack(format!("DELETE FROM drafts WHERE id = '{id}'"), DELETE);
     }
     attack("DELETE FROM drafts".into(), DELETE);
 
-    // What goes with processing, elsewhere; and the other way round.
+    // Columns of processing in another state, and processing without them.
     for id in [pending, finished] {
         for set in ["claimed_at = 1", "claim_token = randomblob(16)", "owner = 1"] {
             attack(format!("UPDATE drafts SET {set} WHERE id = '{id}'"), CHECK);
@@ -546,7 +447,7 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
 }
 
 #[test]
-fn what_is_typed_by_hand_cannot_change_a_draft_or_lose_one() {
+fn no_statement_by_hand_changes_or_loses_a_draft() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -592,7 +493,7 @@ fn what_is_typed_by_hand_cannot_change_a_draft_or_lose_one() {
 }
 
 #[test]
-fn a_claim_that_lost_its_token_never_gets_it_back() {
+fn a_claim_without_a_token_cannot_get_one() {
     let (directory, store) = store();
     let path = directory.path().join("drafts.db");
     let id = bring_to(&store, "x", DraftState::Processing);
@@ -608,7 +509,7 @@ fn a_claim_that_lost_its_token_never_gets_it_back() {
 }
 
 #[test]
-fn a_deleted_draft_leaves_one_event_and_no_seq_is_given_twice() {
+fn a_deleted_draft_leaves_one_event_and_no_seq_is_reused() {
     for shell in Shell::all() {
         let (directory, store) = store();
         let path = directory.path().join("drafts.db");
@@ -623,186 +524,13 @@ fn a_deleted_draft_leaves_one_event_and_no_seq_is_given_twice() {
         let refused = shell.ask(&path, "DELETE FROM history WHERE event = 'deleted'").unwrap_err();
         assert!(refused.contains("draftq: illegal delete"), "{shell:?}: {refused}");
         assert_eq!(store.stats().unwrap().drafts, 1, "{shell:?}");
-        // Its seq is not given to another, and neither is its event's.
+        // Neither its seq nor that of its event is reused.
         bring_to(&store, "goes", DraftState::Pending);
         assert_eq!(shell.ask(&path, "SELECT max(seq) FROM drafts").unwrap(), "3", "{shell:?}");
         assert_eq!(shell.ask(&path, "SELECT max(seq) FROM history").unwrap(), "8", "{shell:?}");
         assert_eq!(store.stats().unwrap().drafts, 2, "{shell:?}");
-        // Now that there are later ones, the event may go.
+        // There are later events now, so this one can be deleted.
         shell.ask(&path, "DELETE FROM history WHERE event = 'deleted'").unwrap();
         assert_whole(&path);
-    }
-}
-
-fn is_iso8601(text: &str) -> bool {
-    text.len() == 24
-        && text.bytes().zip("dddd-dd-ddTdd:dd:dd.dddZ".bytes()).all(|(found, wanted)| {
-            if wanted == b'd' { found.is_ascii_digit() } else { found == wanted }
-        })
-}
-
-#[test]
-fn the_views_are_for_people() {
-    let (directory, store) = store();
-    let path = directory.path().join("drafts.db");
-    for (number, state) in DraftState::ALL.into_iter().enumerate() {
-        bring_to(&store, &format!("{state} {number}"), state);
-    }
-    let runner = store.register_runner("test").unwrap();
-    let mut snapshot = store.pending_snapshot().unwrap();
-    let Some(Claimed::Draft(claim)) = store.claim_next(&runner, &mut snapshot).unwrap() else {
-        panic!("nothing to claim");
-    };
-    let outcome = Outcome::new(DraftProcessingDecision::Deferred).with_retry_after(MAX_DELAY);
-    store.finish(*claim, &outcome).unwrap();
-    bring_to(&store, "held", DraftState::Pending);
-    let mut snapshot = store.pending_snapshot().unwrap();
-    let claim = store.claim_next(&runner, &mut snapshot).unwrap();
-    assert!(claim.is_some());
-
-    let counts = "pending|1\nprocessing|2\naccepted|1\nskipped|1\nfailed|1\nquarantined|1";
-    for shell in Shell::all() {
-        let ask = |sql: &str| shell.ask(&path, sql).unwrap();
-        assert_eq!(ask("SELECT * FROM state_counts"), counts, "{shell:?}");
-        for (view, times) in [
-            ("draft_overview", "submitted"),
-            ("draft_overview", "updated"),
-            ("draft_overview", "claimed"),
-            ("draft_overview", "due"),
-            ("in_flight", "claimed"),
-            ("draft_history", "at"),
-        ] {
-            let times = ask(&format!("SELECT {times} FROM {view} WHERE {times} IS NOT NULL"));
-            assert!(!times.is_empty(), "{shell:?}: {view}");
-            assert!(times.lines().all(is_iso8601), "{shell:?}: {view}: {times}");
-        }
-        assert_eq!(ask("SELECT count(*) FROM draft_overview"), "7", "{shell:?}");
-        let flight = "SELECT pid, processor, age_secs BETWEEN 0 AND 600 FROM in_flight \
-                      WHERE runner IS NOT NULL";
-        assert_eq!(ask(flight), format!("{}|test|1", std::process::id()), "{shell:?}");
-        let lost = "SELECT count(*) FROM history LEFT JOIN draft_history USING (seq) \
-                    WHERE draft_history.at IS NULL";
-        assert_eq!(ask(lost), "0", "{shell:?}");
-    }
-}
-
-#[test]
-fn a_pruned_draft_is_not_staged_again() {
-    for shell in Shell::all() {
-        let (directory, store) = store();
-        let path = directory.path().join("drafts.db");
-        let id = bring_to(&store, "pruned", DraftState::Skipped);
-        bring_to(&store, "another", DraftState::Pending);
-        let pruned = format!(
-            "INSERT INTO pruned_drafts SELECT id, state, 0 FROM drafts WHERE id = '{id}'; "
-        );
-        shell.ask(&path, &pruned).unwrap();
-        shell.ask(&path, &format!("DELETE FROM drafts WHERE id = '{id}'")).unwrap();
-        let again = store.submit(&draft("pruned")).unwrap();
-        assert_eq!((again.state, again.created), (DraftState::Skipped, false), "{shell:?}");
-        let by_hand = format!(
-            "INSERT INTO submissions (id, submitted_at, source_surface, raw_text) \
-             VALUES ('{id}', 0, 'cli', 'pruned')"
-        );
-        shell.ask(&path, &by_hand).unwrap();
-        assert_eq!(store.stats().unwrap().drafts, 1, "{shell:?}");
-        store.requeue(&[id.parse().unwrap()]).unwrap_err();
-        assert_whole(&path);
-    }
-}
-
-#[test]
-fn a_finished_draft_is_imported_through_its_door_and_marked_for_ever() {
-    for shell in Shell::all() {
-        let (directory, store) = store();
-        let path = directory.path().join("drafts.db");
-        bring_to(&store, "here before", DraftState::Pending);
-        let draft = draft("from elsewhere");
-        let id = draft.id().to_hex();
-        let import = |by: &str, state: &str, events: &str| {
-            format!(
-                "INSERT INTO imports (id, state, submitted_at, source_surface, decision, note, \
-                     output, raw_text, imported_by, events) \
-                 VALUES ('{id}', '{state}', 5, 'cli', nullif('{state}', 'pending'), 'a note', \
-                     '[1]', 'from elsewhere', {by}, {events})"
-            )
-        };
-        for (sql, refusal) in [
-            (import("NULL", "accepted", "NULL"), "needs imported_by"),
-            (import("''", "accepted", "NULL"), "needs imported_by"),
-            (import("'me'", "processing", "NULL"), "illegal move"),
-            (import("'me'", "nonsense", "NULL"), "CHECK constraint failed"),
-            (import("'me'", "accepted", "'{}'"), "events is a JSON array"),
-        ] {
-            let message = shell.ask(&path, &sql).unwrap_err();
-            assert!(message.contains(refusal), "{shell:?}: {sql}: {message}");
-            assert_eq!(store.stats().unwrap().drafts, 1, "{shell:?}: {sql}");
-        }
-        let events = r#"'[{"event":"submitted","at":1},{"event":"decided","at":2}]'"#;
-        shell.ask(&path, &import("'me'", "accepted", events)).unwrap();
-        let (record, history, there) = store.inspect(draft.id()).unwrap();
-        assert_eq!((record.state, record.note.as_deref()), (DraftState::Accepted, Some("a note")));
-        assert_eq!(there.raw_text(), "from elsewhere");
-        let [imported] = history.as_slice() else { panic!("{history:?}") };
-        assert_eq!((imported.event.as_str(), imported.by_hand), ("imported", true));
-        let ask = |sql: &str| shell.ask(&path, &sql.replace("{id}", &id)).unwrap();
-        let by = "SELECT decided_by FROM draft_history WHERE id = '{id}'";
-        assert_eq!(ask(by), "me", "{shell:?}");
-        let kept = "SELECT json_array_length(events) FROM imports WHERE id = '{id}'";
-        assert_eq!(ask(kept), "2", "{shell:?}");
-        // It cannot be made to look like one that was submitted here.
-        for sql in [
-            "UPDATE drafts SET imported_by = NULL WHERE id = '{id}'",
-            "UPDATE drafts SET imported_by = 'you' WHERE id = '{id}'",
-            "UPDATE imported_histories SET events = '[]'",
-            "DELETE FROM imported_histories",
-            "INSERT OR REPLACE INTO imported_histories SELECT seq, '[]' FROM drafts",
-        ] {
-            let message = shell.ask(&path, &sql.replace("{id}", &id)).unwrap_err();
-            assert!(message.contains("draftq: illegal"), "{shell:?}: {sql}: {message}");
-        }
-        // The same draft again is no other, and it lives on like any.
-        ask(&import("'you'", "failed", "NULL"));
-        assert_eq!(ask(by), "me", "{shell:?}");
-        store.requeue(&[draft.id()]).unwrap();
-        assert_eq!(ask("SELECT count(*) FROM history WHERE event = 'requeued'"), "1");
-        bring_to(&store, "after it", DraftState::Accepted);
-    }
-}
-
-#[test]
-fn a_checkpoint_goes_with_the_decision() {
-    let (directory, store) = store();
-    let path = directory.path().join("drafts.db");
-    let id = bring_to(&store, "x", DraftState::Processing);
-    let ask = |sql: &str| Shell::Linked.ask(&path, &sql.replace("{id}", &id)).unwrap();
-    ask("INSERT INTO checkpoints SELECT seq, '{\"step\":1}', 0 FROM drafts");
-    let draft = draft("x");
-    store.transition(draft.id(), DraftState::Processing, DraftState::Pending).unwrap();
-    assert_eq!(ask("SELECT count(*) FROM checkpoints"), "1", "it is handed back with the draft");
-    store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
-    store.transition(draft.id(), DraftState::Processing, DraftState::Accepted).unwrap();
-    assert_eq!(ask("SELECT count(*) FROM checkpoints"), "0");
-}
-
-/// Who reads only the schema's file can type what its header shows.
-#[test]
-fn the_ten_queries_of_the_header_work() {
-    let schema = include_str!("../../migrations/0002_drafts.sql");
-    let queries: Vec<String> = schema
-        .lines()
-        .filter_map(|line| line.strip_prefix("--     SELECT"))
-        .map(|rest| format!("SELECT{}", rest.split(" -- ").next().unwrap()))
-        .collect();
-    assert_eq!(queries.len(), 10);
-    let (directory, store) = store();
-    let path = directory.path().join("drafts.db");
-    for state in DraftState::ALL {
-        bring_to(&store, state.dir_name(), state);
-    }
-    for shell in Shell::all() {
-        for (query, answer) in queries.iter().zip(shell.each(&path, &queries)) {
-            answer.unwrap_or_else(|error| panic!("{shell:?}: {query}: {error}"));
-        }
     }
 }

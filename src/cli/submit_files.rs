@@ -1,4 +1,4 @@
-//! Submitting the files below some paths: for `sweep` and `run --sweep`.
+//! Submits the files below some paths, for `sweep` and `run --sweep`.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -16,29 +16,29 @@ use super::provenance::Provenance;
 use super::wording::count;
 
 /// The files to submit, whose paths exist, and the metadata for them.
-pub struct Staging {
+pub struct SubmitFiles {
     files: SweepFiles,
     options: SweepOptions,
 }
 
 /// What was done with the files.
 #[derive(Debug, Default, Serialize)]
-pub struct StagingSummary {
+pub struct SweepSummary {
     submitted: usize,
     skipped_empty: usize,
     already_present: usize,
-    drafts: Vec<StagedDraft>,
+    drafts: Vec<SubmittedFile>,
     skipped: Vec<SkippedFile>,
 }
 
 #[derive(Debug, Serialize)]
-struct StagedDraft {
+struct SubmittedFile {
     #[serde(flatten)]
     submission: Submission,
     provenance_uri: Option<String>,
 }
 
-impl Staging {
+impl SubmitFiles {
     /// Find the files; none is read yet.
     pub fn new(
         paths: &[PathBuf],
@@ -58,16 +58,16 @@ impl Staging {
         Ok(Self { files: draftq::find_sweep_files(paths)?, options })
     }
 
-    /// Read the files and submit them, batch by batch, until all are done or the cancellation is
-    /// asked for.
+    /// Read the files and submit them, batch by batch, until all are done or the end is
+    /// requested.
     pub fn submit(
         &self,
         store: &DraftStore,
         with_progress: bool,
         cancellation: &Cancellation,
-    ) -> Result<StagingSummary, Failure> {
+    ) -> Result<SweepSummary, Failure> {
         let progress = Progress::new(with_progress, self.files.len(), "sweep");
-        let mut summary = StagingSummary::default();
+        let mut summary = SweepSummary::default();
         let mut batches = store.batched_submit();
         // The provenance of the drafts that are not answered yet, in their order.
         let mut uris = VecDeque::new();
@@ -93,7 +93,7 @@ impl Staging {
     }
 }
 
-impl StagingSummary {
+impl SweepSummary {
     fn add(&mut self, stored: &[Submission], uris: &mut VecDeque<Option<String>>) {
         for submission in stored {
             match submission.created {
@@ -101,7 +101,7 @@ impl StagingSummary {
                 false => self.already_present += 1,
             }
             let provenance_uri = uris.pop_front().flatten();
-            self.drafts.push(StagedDraft { submission: *submission, provenance_uri });
+            self.drafts.push(SubmittedFile { submission: *submission, provenance_uri });
         }
     }
 
