@@ -43,7 +43,7 @@ pub(super) fn finished(
         connection,
         &format!(
             "SELECT count(*) FROM drafts INDEXED BY drafts_finished WHERE state = '{state}' \
-                 AND state IN ('accepted', 'skipped', 'failed', 'quarantined')"
+                 AND state <> 'pending' AND state <> 'processing'"
         ),
     )
 }
