@@ -519,24 +519,22 @@ BEGIN
                           ORDER BY seq DESC LIMIT 1), 0) + 1 END,
         NEW.revision = OLD.revision
     );
+    -- A draft that is deferred for ever leaves a bounded number of rows: a sum replaces the one that
+    -- stood for one deferral fewer, and the claims and releases between them. Here and not in a
+    -- trigger of the history, which each submit would have to prepare.
+    DELETE FROM history
+    WHERE NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
+      AND (SELECT repeats FROM history WHERE draft = NEW.seq ORDER BY seq DESC LIMIT 1) > 1
+      AND draft = NEW.seq AND seq < (SELECT max(seq) FROM history WHERE draft = NEW.seq)
+      AND seq > (SELECT seq FROM history
+                 WHERE draft = NEW.seq AND event NOT IN ('claimed', 'released')
+                 ORDER BY seq DESC LIMIT 1 OFFSET 1);
+    DELETE FROM history
+    WHERE NEW.defers_in_a_row > 20 AND NEW.decision = 'deferred'
+      AND (SELECT repeats FROM history WHERE draft = NEW.seq ORDER BY seq DESC LIMIT 1) > 1
+      AND seq = (SELECT seq FROM history WHERE draft = NEW.seq ORDER BY seq DESC LIMIT 1 OFFSET 1);
     DELETE FROM checkpoints
     WHERE NEW.state <> 'pending' AND NEW.state <> 'processing' AND seq = NEW.seq;
-END;
-
--- A draft that is deferred for ever leaves a bounded number of rows: the new row replaces the one
--- that stood for one deferral fewer, and the claims and releases between them.
-CREATE TRIGGER history_sums_up_deferrals AFTER INSERT ON history
-WHEN NEW.repeats > 1
-BEGIN
-    DELETE FROM history
-    WHERE draft = NEW.draft AND seq < NEW.seq
-      AND seq > (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq
-                   AND event NOT IN ('claimed', 'released')
-                 ORDER BY seq DESC LIMIT 1);
-    DELETE FROM history
-    WHERE seq = (SELECT seq FROM history
-                 WHERE draft = NEW.draft AND seq < NEW.seq ORDER BY seq DESC LIMIT 1);
 END;
 
 -- ── What never changes ──────────────────────────────────────────────────────────────────────
