@@ -5,7 +5,7 @@ use std::ops::RangeFrom;
 
 use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
 
-use super::columns::{get, state_of};
+use super::columns::get;
 use super::submission::Submission;
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
@@ -37,10 +37,7 @@ pub(super) fn insert(
         // A draft that is given twice is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
-            None => match state_of(connection, id)? {
-                None => pruned_state_of(connection, id)?,
-                state => state,
-            },
+            None => known_state_of(connection, id)?,
         };
         if there.is_none() {
             new.push(*draft);
@@ -144,13 +141,15 @@ fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), Tr
     Ok(())
 }
 
-/// The final state of a pruned draft.
-fn pruned_state_of(
+/// The state of the draft with this id; of a pruned one, its final state.
+fn known_state_of(
     connection: &Connection,
     id: DraftId,
 ) -> Result<Option<DraftState>, TransactionError> {
-    let mut statement =
-        connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT state FROM drafts WHERE id = ?1 \
+         UNION ALL SELECT state FROM pruned_drafts WHERE id = ?1",
+    )?;
     Ok(statement.query_row([id.to_hex()], |row| get(row, "state")).optional()?)
 }
 
