@@ -10,10 +10,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::busy::{self, Files, Wait};
 use super::connection::{configure_reading, connect_read_only, harden};
@@ -25,8 +26,12 @@ use super::schema;
 use super::trust;
 use crate::error::LibrarianError;
 
-/// The resolution of a file's times: two changes within this time may leave the same time.
+/// The longest step of the clock that gives files their times. Two changes within a step may leave
+/// the same time.
 const CLOCK_STEP: Duration = Duration::from_millis(10);
+
+/// How often to look whether the clock has stepped.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_micros(500);
 
 /// How many times a file that was opened as immutable may change during a read before it is read
 /// with the usual locks.
@@ -206,10 +211,10 @@ fn read_in<T>(
 }
 
 /// The stamp of the file, if no -wal or journal holds a part of the database.
+///
+/// They are looked at after the file: a process that is writing to the file has one of them until it
+/// is done.
 fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
-    if has_content(&with_suffix(path, "-journal"))? || has_content(&with_suffix(path, "-wal"))? {
-        return Ok(None);
-    }
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -217,6 +222,9 @@ fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
             return Err(LibrarianError::Io { doing: "open", path: path.to_owned(), source });
         }
     };
+    if has_content(&with_suffix(path, "-journal"))? || has_content(&with_suffix(path, "-wal"))? {
+        return Ok(None);
+    }
     Ok(Some(Stamp {
         identity: FileIdentity { device: metadata.dev(), inode: metadata.ino() },
         bytes: metadata.len(),
@@ -225,21 +233,23 @@ fn unchanging(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
     }))
 }
 
-/// As [`unchanging`], at least [`CLOCK_STEP`] after the last change, so that the next change leaves
-/// another time.
+/// As [`unchanging`], once the clock that gives files their times has stepped since the last change,
+/// so that the next change leaves another time.
 fn settled(path: &Path) -> Result<Option<Stamp>, LibrarianError> {
     let started = Instant::now();
     loop {
-        let stamp = unchanging(path)?;
-        let Some(Stamp { changed_ns: (seconds, nanoseconds), .. }) = stamp else { return Ok(None) };
-        let changed = u64::try_from(seconds).ok().zip(u32::try_from(nanoseconds).ok());
-        let age = changed.and_then(|(seconds, nanoseconds)| {
-            let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-            SystemTime::now().duration_since(changed).ok()
-        });
-        match age.and_then(|age| CLOCK_STEP.checked_sub(age)) {
-            Some(left) if started.elapsed() < CLOCK_STEP => std::thread::sleep(left),
-            _ => return Ok(stamp),
+        // Before the stamp is taken: whatever changes the file after that has this time or a later
+        // one.
+        let clock = clock_gettime(ClockId::RealtimeCoarse);
+        match unchanging(path)? {
+            // A clock that was set back may stay behind the file's time.
+            Some(stamp)
+                if stamp.changed_ns >= (clock.tv_sec, clock.tv_nsec)
+                    && started.elapsed() < CLOCK_STEP =>
+            {
+                std::thread::sleep(CLOCK_CHECK_INTERVAL);
+            }
+            stamp => return Ok(stamp),
         }
     }
 }
@@ -259,9 +269,29 @@ fn may_read(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::super::connection::pragma;
     use super::super::{Access, Database};
     use super::*;
+
+    /// However soon a change follows the one before it.
+    #[test]
+    fn a_change_after_a_file_has_settled_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let file = fs::File::create(&path).unwrap();
+        for number in 0..100 {
+            file.write_at(&[number], 0).unwrap();
+            let stamp = settled(&path).unwrap().unwrap();
+            let clock = clock_gettime(ClockId::RealtimeCoarse);
+            // Linux 6.13 and newer give another time to a file whose times were read; older ones do
+            // not.
+            assert!(stamp.changed_ns < (clock.tv_sec, clock.tv_nsec), "change {number}");
+            file.write_at(&[number], 0).unwrap();
+            assert_ne!(unchanging(&path).unwrap(), Some(stamp), "change {number}");
+        }
+    }
 
     #[test]
     fn what_is_changed_while_it_is_read_is_read_again() {

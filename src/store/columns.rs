@@ -2,11 +2,10 @@
 //!
 //! The schema refuses most wrong values, but it can be switched off, and a file can be damaged.
 
+use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
-use rusqlite::{Connection, OptionalExtension as _, Row};
 
 use crate::clock::from_unix_ms;
-use crate::database::TransactionError;
 use crate::draft::Draft;
 use crate::error::DraftDamage;
 use crate::id::DraftId;
@@ -216,16 +215,4 @@ pub(super) fn lossy_text(row: &Row<'_>, column: &str) -> Result<String, rusqlite
         }
         _ => String::new(),
     })
-}
-
-/// The state of the draft with this id, if there is one.
-pub(super) fn state_of(
-    connection: &Connection,
-    id: DraftId,
-) -> Result<Option<DraftState>, TransactionError> {
-    let state = connection
-        .prepare_cached("SELECT state FROM drafts WHERE id = ?1")?
-        .query_row([id.to_hex()], |row| get(row, "state"))
-        .optional()?;
-    Ok(state)
 }

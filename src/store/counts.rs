@@ -27,7 +27,7 @@ pub(super) const COUNT_PROCESSING: &str =
 pub(super) fn count_finished(state: DraftState) -> String {
     format!(
         "SELECT count(*) FROM drafts INDEXED BY drafts_finished WHERE state = '{state}' \
-             AND state IN ('accepted', 'skipped', 'failed', 'quarantined')"
+             AND state <> 'pending' AND state <> 'processing'"
     )
 }
 

@@ -5,7 +5,7 @@ use std::ops::RangeFrom;
 
 use rusqlite::{Connection, OptionalExtension as _, Statement, ToSql};
 
-use super::columns::{get, state_of};
+use super::columns::get;
 use super::submission::Submission;
 use crate::clock::unix_ms;
 use crate::database::TransactionError;
@@ -14,12 +14,9 @@ use crate::error::LibrarianError;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
-/// How many rows one INSERT adds. For each statement SQLite saves the pages that it may have to
+/// How many drafts one INSERT adds. For each statement SQLite saves the pages that it may have to
 /// undo, which costs more than a row.
 const CHUNKS: [usize; 3] = [64, 8, 1];
-
-/// The most bytes of text that one INSERT adds, if it adds more than one row.
-pub(super) const MAX_BOUND_BYTES: usize = 1024 * 1024;
 
 /// Insert the drafts that are new, in their order, and return a result for each draft. The
 /// statements do not use the view `submissions`, because a view's trigger opens every table again
@@ -37,10 +34,7 @@ pub(super) fn insert(
         // A draft that is given twice is new once.
         let there = match states.get(&id) {
             Some(state) => Some(*state),
-            None => match state_of(connection, id)? {
-                None => pruned_state_of(connection, id)?,
-                state => state,
-            },
+            None => known_state_of(connection, id)?,
         };
         if there.is_none() {
             new.push(*draft);
@@ -79,8 +73,7 @@ fn insert_chunk(
         bind_draft(&mut statement, &mut parameters, draft, now)?;
     }
     statement.raw_execute()?;
-    let texts: Vec<_> = chunk.iter().map(|(seq, draft)| (*seq, draft.raw_text())).collect();
-    insert_texts(connection, &texts)
+    insert_texts(connection, chunk)
 }
 
 /// Bind a draft's columns, from `id` to `updated_at`.
@@ -120,37 +113,27 @@ fn bind(
     Ok(())
 }
 
-fn insert_texts(connection: &Connection, texts: &[(i64, &str)]) -> Result<(), TransactionError> {
-    let mut rest = texts;
-    for size in CHUNKS {
-        while let Some((chunk, others)) = rest.split_at_checked(size) {
-            // SQLite copies the bound values, so long texts are bound one at a time.
-            let bytes: usize = chunk.iter().map(|(_, text)| text.len()).sum();
-            if size > 1 && bytes > MAX_BOUND_BYTES {
-                break;
-            }
-            let rows = vec!["(?, ?)"; size].join(", ");
-            let mut statement = connection.prepare_cached(&format!(
-                "INSERT INTO draft_texts (seq, raw_text) VALUES {rows}"
-            ))?;
-            let mut parameters = 1..;
-            for (seq, text) in chunk {
-                bind(&mut statement, &mut parameters, &[seq, text])?;
-            }
-            statement.raw_execute()?;
-            rest = others;
-        }
+/// One at a time: of several rows SQLite would first make a table of its own, because triggers may
+/// read what they are inserted into.
+fn insert_texts(connection: &Connection, drafts: &[(i64, &Draft)]) -> Result<(), TransactionError> {
+    let mut statement =
+        connection.prepare_cached("INSERT INTO draft_texts (seq, raw_text) VALUES (?, ?)")?;
+    for (seq, draft) in drafts {
+        bind(&mut statement, &mut (1..), &[seq, &draft.raw_text()])?;
+        statement.raw_execute()?;
     }
     Ok(())
 }
 
-/// The final state of a pruned draft.
-fn pruned_state_of(
+/// The state of the draft with this id; of a pruned one, its final state.
+fn known_state_of(
     connection: &Connection,
     id: DraftId,
 ) -> Result<Option<DraftState>, TransactionError> {
-    let mut statement =
-        connection.prepare_cached("SELECT state FROM pruned_drafts WHERE id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT state FROM drafts WHERE id = ?1 \
+         UNION ALL SELECT state FROM pruned_drafts WHERE id = ?1",
+    )?;
     Ok(statement.query_row([id.to_hex()], |row| get(row, "state")).optional()?)
 }
 

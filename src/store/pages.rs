@@ -219,8 +219,7 @@ fn indexes(
                 add((
                     "drafts_finished",
                     &format!(
-                        "state = '{}' \
-                         AND state IN ('accepted', 'skipped', 'failed', 'quarantined')",
+                        "state = '{}' AND state <> 'pending' AND state <> 'processing'",
                         state.dir_name()
                     ),
                 ));

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::DraftStore;
 use super::group::{Lead, Role};
-use super::insert::{MAX_BOUND_BYTES, insert};
+use super::insert::insert;
 use super::submission::Submission;
 use crate::draft::Draft;
 use crate::error::LibrarianError;
 
 /// The largest number of drafts that share a commit.
 const MAX_GROUP: usize = 256;
+
+/// How many bytes of text are read at most, the last text excepted, before they are inserted.
+const MAX_READ_BYTES: usize = 1024 * 1024;
 
 impl DraftStore {
     /// Submit one draft. When this returns, the draft survives power loss.
@@ -128,7 +131,7 @@ impl DraftStore {
             let mut drafts = drafts.into_iter();
             loop {
                 let (mut chunk, mut bytes) = (Vec::new(), 0);
-                while chunk.len() < MAX_GROUP && bytes < MAX_BOUND_BYTES {
+                while chunk.len() < MAX_GROUP && bytes < MAX_READ_BYTES {
                     match drafts.next() {
                         None => break,
                         Some(Ok(draft)) => {
