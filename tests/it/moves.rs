@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use draftq::Cancellation;
@@ -18,7 +19,7 @@ use draftq::{
 use draftq::{RunnerInfo, RunnerRegistration};
 use rusqlite::Connection;
 
-use crate::harness::{draft, store};
+use crate::harness::{draft, draftq, store};
 
 /// A processor that is a function.
 struct Judge<F>(F);
@@ -320,6 +321,47 @@ fn a_lock_file_stays_until_the_end_is_stored() {
     assert_eq!(recovery.to_pending.len(), 1);
 }
 
+fn lock_files(store: &DraftStore) -> usize {
+    let mut directory = store.path().as_os_str().to_owned();
+    directory.push("-runners");
+    let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().ends_with(".lock")).count()
+}
+
+/// A watch that finds the database busy tries to register again and again.
+#[test]
+fn a_runner_that_could_not_be_registered_leaves_no_lock_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("drafts.db");
+    let store = DraftStore::options().busy_timeout(Duration::ZERO).open(&path).unwrap();
+    let sql = Connection::open(&path).unwrap();
+    sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(matches!(store.register_runner("test"), Err(LibrarianError::Busy { .. })));
+    assert_eq!(lock_files(&store), 0);
+    sql.execute_batch("ROLLBACK").unwrap();
+    let _runner = store.register_runner("test").unwrap();
+    assert_eq!(lock_files(&store), 1);
+}
+
+/// It died after its end was stored and before its lock file was removed. The next run removes the
+/// file, though it has nothing to do and registers no runner.
+#[test]
+fn the_lock_file_of_a_runner_that_died_at_its_end_is_removed() {
+    let (directory, store) = store();
+    let runner = store.register_runner("test").unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    let name = "SELECT lock_file FROM runners";
+    let name: String = sql.query_row(name, [], |row| row.get(0)).unwrap();
+    drop(runner);
+    assert_eq!(lock_files(&store), 0);
+    let left = directory.path().join("drafts.db-runners").join(name);
+    File::options().write(true).create_new(true).mode(0o600).open(left).unwrap();
+    assert_eq!(lock_files(&store), 1);
+    let ran = draftq(store.path()).args(["run", "--defer"]).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(lock_files(&store), 0);
+}
+
 #[test]
 fn a_delay_is_one_however_short_it_is() {
     let directory = tempfile::tempdir().unwrap();
@@ -520,6 +562,79 @@ fn a_suspicion_lasts_until_the_draft_was_processed() {
         let row = sql.query_row(&row, [], |row| Ok((row.get(0)?, row.get(1)?)));
         assert_eq!(row, Ok((0, deferrals)), "{decision:?}");
     }
+}
+
+/// Also if it is ended under the file version's name for it.
+#[test]
+fn a_suspicion_ends_with_a_transition() {
+    let (_directory, store) = store();
+    let suspect = draft("suspect");
+    store.submit(&suspect).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET suspect = 1, defers_in_a_row = 3", []).unwrap();
+    store.transition(suspect.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    store.transition(suspect.id(), DraftState::Processing, DraftState::Pending).unwrap();
+    let row = "SELECT suspect, defers_in_a_row FROM drafts";
+    let row: (i64, i64) = sql.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(row, (0, 0));
+}
+
+/// A run that the store ended leaves its claims, and the next run of the same runner, in the same
+/// process, gets them back: they do not look like those of a live runner.
+#[test]
+fn what_a_failed_run_left_behind_is_recovered_by_the_next_run_of_the_same_runner() {
+    let (_directory, store) = store();
+    for text in ["a", "b", "c"] {
+        store.submit(&draft(text)).unwrap();
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    sql.busy_timeout(Duration::from_secs(60)).unwrap();
+    let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    let runner = Runner::new(&store, "test");
+    let mut spoils = Judge(|_: &Draft| {
+        sql.pragma_update(None, "user_version", 99).unwrap();
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let report = runner.run_one(&mut spoils, SystemTime::now());
+    let stopped_by = report.stopped_by;
+    assert!(matches!(stopped_by, Some(LibrarianError::ForeignDatabase { .. })), "{stopped_by:?}");
+    sql.pragma_update(None, "user_version", version).unwrap();
+    let mut accepts = Judge(|_: &Draft| Ok(DraftProcessingDecision::Accepted.into()));
+    let summary = runner.run_one(&mut accepts, SystemTime::now()).into_result().unwrap();
+    assert_eq!(summary.accepted, 3);
+}
+
+/// Two workers err one after the other, and the first error is the one that is reported.
+#[test]
+fn a_run_is_ended_by_its_first_error() {
+    let (_directory, store) = store();
+    for text in ["first", "second"] {
+        store.submit(&draft(text)).unwrap();
+    }
+    let (stored, first_is_stored) = std::sync::mpsc::channel();
+    let runner = Runner::new(&store, "test").stop_at_error(true).observer(move |summary| {
+        if summary.errors == 1 {
+            let _ = stored.send(());
+        }
+    });
+    let both_begun = Barrier::new(2);
+    let first_is_stored = Mutex::new(first_is_stored);
+    let judge = || {
+        Judge(|draft: &Draft| {
+            both_begun.wait();
+            let class = match draft.raw_text() {
+                "first" => "first",
+                _ => {
+                    first_is_stored.lock().unwrap().recv().unwrap();
+                    "second"
+                }
+            };
+            Err(ProcessorError::new(class, "it cannot").into())
+        })
+    };
+    let report = runner.run(&mut [judge(), judge()], SystemTime::now());
+    assert_eq!(report.summary.errors, 2);
+    assert_eq!(report.stopped_by.unwrap().class(), "first");
 }
 
 #[test]
