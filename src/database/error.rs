@@ -78,3 +78,30 @@ pub(crate) fn is_row_fault(error: &rusqlite::Error) -> bool {
         Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    /// Of a fault of a row, the other rows are kept apart; a fault of the database is one of all.
+    #[test]
+    fn a_fault_of_a_row_is_told_from_one_of_the_database() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT CHECK (v <> '')) STRICT")
+            .unwrap();
+        for (sql, of_the_row) in [
+            ("INSERT INTO t (v) VALUES ('')", true),
+            ("INSERT INTO t (v) VALUES (x'00')", true),
+            ("INSERT INTO t (k) VALUES ('no number')", true),
+            ("INSERT INTO t (v) VALUES (zeroblob(2000000000))", true),
+            ("INSERT INTO t (v) VALUES (abs(-9223372036854775807 - 1))", false),
+            ("INSERT INTO nowhere (v) VALUES ('a')", false),
+        ] {
+            let error = connection.execute(sql, []).unwrap_err();
+            assert_eq!(is_row_fault(&error), of_the_row, "{sql}: {error}");
+        }
+    }
+}
