@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::Sandbox;
+use crate::harness::{Sandbox, finish};
 
 /// The counters of a summary that are not zero.
 fn counts(document: &Value) -> BTreeMap<&str, u64> {
@@ -395,6 +395,16 @@ fn a_missing_program_is_said_before_anything_is_claimed() {
         assert!(ran.err().contains(program), "{}", ran.err());
     }
     assert!(!sandbox.db().exists());
+
+    // In PATH, too, a file that cannot be executed is another mistake than none.
+    for (program, why) in
+        [("not-executable", "Permission denied"), ("no-such-program", "no such program in PATH")]
+    {
+        let mut run = sandbox.command(["run", "--", program]);
+        run.env("PATH", sandbox.path(""));
+        let ran = finish(run, b"");
+        assert!(ran.expect(66).err().contains(why), "{}", ran.err());
+    }
 
     let id = sandbox.submit("one");
     let before = (sandbox.show(&id), fs::read(sandbox.db()).unwrap());
