@@ -263,6 +263,18 @@ mod tests {
     use super::super::{Access, Database};
     use super::*;
 
+    /// A change in the same tick of the clock would leave the same times.
+    #[test]
+    fn a_file_that_has_just_changed_is_not_read_as_immutable_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        fs::write(&path, "changed").unwrap();
+        let (seconds, nanoseconds) = settled(&path).unwrap().unwrap().changed_ns;
+        let since = Duration::new(seconds.unsigned_abs(), nanoseconds.unsigned_abs() as u32);
+        let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since).unwrap();
+        assert!(age >= CLOCK_STEP, "{age:?}");
+    }
+
     #[test]
     fn what_is_changed_while_it_is_read_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
