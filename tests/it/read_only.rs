@@ -194,6 +194,21 @@ fn what_looks_changes_nothing() {
     assert!(after == before, "a database with a -wal was changed");
 }
 
+/// A copy of a database, of its -wal and of its runners directory says which file the original was.
+/// Nobody has that open here.
+#[test]
+fn a_copy_with_all_that_lies_beside_it_is_read_at_once() {
+    let (directory, path, id) = closed_store();
+    leave_a_wal(&path);
+    let copy = directory.path().join("copy");
+    let copied =
+        Command::new("cp").arg("-rp").arg(path.parent().unwrap()).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let copy = copy.join("drafts.db");
+    assert!(beside(&copy, "-runners").join("in-use").exists());
+    assert_seen(&look(&[], &copy, &id), "processing");
+}
+
 #[test]
 fn what_looks_needs_no_permission_to_write() {
     let Some(wrapper) = another_user() else { return };
