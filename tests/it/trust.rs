@@ -786,6 +786,22 @@ fn what_root_is_about_to_give_away_is_waited_for() {
     assert_eq!(draftq_as(ALICE, &db, &["stats", "--json"]).expect(0).json()["drafts"], 3);
 }
 
+/// What root keeps is not waited for any longer than root takes to change an owner.
+#[test]
+fn what_root_keeps_is_refused_in_the_end() {
+    if !can_be_others() {
+        return;
+    }
+    let place = open_directory();
+    let db = directory_of(ALICE, place.path(), "inbox").join("q.db");
+    draftq_as(ALICE, &db, &["submit", "--text", "from alice"]).expect(0);
+    fs::write(beside(&db, "-wal"), "").unwrap();
+    let begun = Instant::now();
+    let ran = draftq_as(ALICE, &db, &["submit", "--text", "again"]);
+    assert!(ran.expect(78).err().contains("belongs to user 0"), "{}", ran.err());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+}
+
 /// In a user namespace user 0 is not root, and others have no number.
 #[test]
 fn in_a_user_namespace_only_what_is_ones_own_is_used() {
