@@ -247,6 +247,50 @@ fn a_database_of_another_program_is_left_as_it_is() {
     assert_refused(&path, "a file of random bytes");
 }
 
+/// A file that is not SQLite's, or is encrypted, and a journal that is not that of a first start.
+#[test]
+fn a_foreign_journal_is_neither_rolled_back_nor_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    // Magic number, number of records, nonce; the number of pages before, of sectors, of bytes.
+    let mut journal = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7, 0, 0, 0, 1, 0, 0, 0, 7];
+    journal.extend([0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 16, 0]);
+    journal.resize(8_192, 0);
+    let mut notes = journal.clone();
+    notes[..8].copy_from_slice(b"my notes");
+    notes[16..20].fill(0);
+    for (name, journal) in [("encrypted.db", journal), ("diary.db", notes)] {
+        let place = directory.path().join(name);
+        fs::create_dir(&place).unwrap();
+        let path = place.join(name);
+        let bytes: Vec<u8> = (0..8_192_u32).map(|n| (n * 7 % 251) as u8).collect();
+        fs::write(&path, bytes).unwrap();
+        fs::write(beside(&path, "-journal"), journal).unwrap();
+        for path in [&path, &beside(&path, "-journal")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        assert_refused(&path, name);
+    }
+}
+
+/// SQLite syncs the directory of the file, and not those above it that are new, too.
+#[test]
+fn new_directories_are_on_the_disk_before_a_draft_is_acknowledged() {
+    if !have("strace") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    let path = root.join("new/deeper/drafts.db");
+    let log = root.join("log");
+    let trace = ["strace", "-f", "-qq", "-y", "-e", "trace=fsync", "-o", log.to_str().unwrap()];
+    let submitted = draftq_behind(&trace, &path, &["submit", "--text", "one"]).output().unwrap();
+    assert!(submitted.status.success(), "{submitted:?}");
+    let log = fs::read_to_string(log).unwrap();
+    for synced in [&root, &root.join("new"), &root.join("new/deeper")] {
+        assert!(log.contains(&format!("<{}>", synced.display())), "{}: {log}", synced.display());
+    }
+}
+
 #[test]
 fn another_version_is_left_as_it_is() {
     for version in [-1, 0, 1, 3, 99, i32::MAX, i32::MIN] {
@@ -654,7 +698,12 @@ fn what_cannot_be_opened_is_named() {
     symlink("/nonexistent/drafts.db", &dangling).unwrap();
     let error = DraftStore::open(&dangling).unwrap_err();
     assert!(error.to_string().contains("dangling.db"), "{error}");
+    assert!(matches!(error, LibrarianError::CannotCreate { .. }), "{error:?}");
     assert!(fs::symlink_metadata(&dangling).unwrap().is_symlink());
+    let slash = directory.path().join("new.db/");
+    let error = DraftStore::open(&slash).unwrap_err();
+    assert!(matches!(error, LibrarianError::CannotCreate { .. }), "{error:?}");
+    assert!(!directory.path().join("new.db").exists(), "a directory was asked for");
     let file = directory.path().join("file");
     fs::write(&file, "x").unwrap();
     let error = DraftStore::open(file.join("drafts.db")).unwrap_err();

@@ -786,6 +786,32 @@ fn what_root_is_about_to_give_away_is_waited_for() {
     assert_eq!(draftq_as(ALICE, &db, &["stats", "--json"]).expect(0).json()["drafts"], 3);
 }
 
+/// Whoever may read another user's database may look at it, under its one name.
+#[test]
+fn another_users_database_is_read_and_not_under_a_second_name() {
+    if !can_be_others() {
+        return;
+    }
+    let place = open_directory();
+    let directory = directory_of(ALICE, place.path(), "inbox");
+    let db = directory.join("q.db");
+    draftq_as(ALICE, &db, &["submit", "--text", "from alice"]).expect(0);
+    mode(&directory, 0o755);
+    mode(&db, 0o644);
+    let stats = draftq_as(MALLORY, &db, &["stats", "--json"]);
+    assert_eq!(stats.expect(0).json()["drafts"], 1);
+    fs::hard_link(&db, directory.join("other.db")).unwrap();
+    assert_refused(&user(MALLORY), &db, &[&["stats"]], place.path(), &db);
+    // What one may not read is named as it was given.
+    fs::remove_file(directory.join("other.db")).unwrap();
+    mode(&db, 0);
+    for args in [COMMANDS[0], &["stats"]] {
+        let ran = draftq_as(ALICE, &db, args);
+        assert!(ran.expect(74).err().contains(&*db.to_string_lossy()), "{}", ran.err());
+        assert!(!ran.err().contains("immutable"), "{}", ran.err());
+    }
+}
+
 /// What root keeps is not waited for any longer than root takes to change an owner.
 #[test]
 fn what_root_keeps_is_refused_in_the_end() {
