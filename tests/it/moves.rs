@@ -362,6 +362,33 @@ fn the_lock_file_of_a_runner_that_died_at_its_end_is_removed() {
     assert_eq!(lock_files(&store), 0);
 }
 
+/// Nobody would see its lock in the file that lies there now, so that others would take its claims.
+#[test]
+fn a_runner_whose_lock_file_was_replaced_registers_again() {
+    let (directory, store) = store();
+    let sql = Connection::open(store.path()).unwrap();
+    let newest = || -> (i64, String) {
+        let row = "SELECT id, lock_file FROM runners ORDER BY id DESC LIMIT 1";
+        sql.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    let runner = Runner::new(&store, "test");
+    let mut accepts = Judge(|_: &Draft| Ok(DraftProcessingDecision::Accepted.into()));
+    let mut run = |text: &str| {
+        store.submit(&draft(text)).unwrap();
+        runner.run_one(&mut accepts, SystemTime::now()).into_result().unwrap();
+    };
+    run("a");
+    let (id, name) = newest();
+    let path = directory.path().join("drafts.db-runners").join(name);
+    // As a restored copy of the directory does it.
+    fs::remove_file(&path).unwrap();
+    File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+    run("b");
+    assert_eq!(newest().0, id + 1);
+    run("c");
+    assert_eq!(newest().0, id + 1, "and only then");
+}
+
 #[test]
 fn a_delay_is_one_however_short_it_is() {
     let directory = tempfile::tempdir().unwrap();

@@ -786,6 +786,27 @@ fn what_root_is_about_to_give_away_is_waited_for() {
     assert_eq!(draftq_as(ALICE, &db, &["stats", "--json"]).expect(0).json()["drafts"], 3);
 }
 
+/// What root cannot give to the user is not left there: each command of the user would refuse it.
+#[test]
+fn what_root_cannot_give_away_is_removed() {
+    if !can_be_others() || !have("strace") {
+        return;
+    }
+    let place = open_directory();
+    let db = directory_of(ALICE, place.path(), "inbox").join("q.db");
+    let args = ["watch", "--poll-secs", "3600", "--defer"];
+    draftq_as(ALICE, &db, COMMANDS[0]).expect(0);
+    // She has the database open, so that root makes nothing but a lock file.
+    let watch = Process::start(behind(&user(ALICE), &db, &args));
+    watch.line();
+    let log = place.path().join("log");
+    let trace = ["-f", "-qq", "-o", log.to_str().unwrap(), "-e", "inject=fchown:error=EPERM"];
+    let strace: Vec<_> = ["strace"].into_iter().chain(trace).map(str::to_owned).collect();
+    let ran = finish(behind(&strace, &db, COMMANDS[1]), b"");
+    assert!(ran.expect(73).err().contains("-runners"), "{}", ran.err());
+    draftq_as(ALICE, &db, COMMANDS[1]).expect(0);
+}
+
 /// Whoever may read another user's database may look at it, under its one name.
 #[test]
 fn another_users_database_is_read_and_not_under_a_second_name() {
