@@ -420,7 +420,9 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
         assert!(error.to_string().contains(word), "{error}");
     };
     // A program cannot be started while it is open for writing; one tries for a while.
+    let begun = Instant::now();
     refused("busy");
+    assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
     drop(file);
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     refused("ermission denied");
@@ -557,6 +559,46 @@ fn all_programs_can_be_killed_at_once() {
     }
     // And none is started any more.
     assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
+}
+
+/// It joins the group of a child of its own, so that its id is no longer that of a group.
+#[test]
+fn a_program_that_left_its_group_is_killed_with_all_others() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        println!("skipped: there is no python3 here");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let moved = place.path().join("moved");
+    let program = "
+import os, sys, time
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    time.sleep(2)
+    os._exit(0)
+while True:
+    try:
+        os.setpgid(0, child)
+        break
+    except OSError:
+        time.sleep(0.01)
+open(sys.argv[1], 'w').close()
+time.sleep(900)";
+    let args = vec!["-c".into(), program.into(), moved.clone().into()];
+    let mut processor =
+        CommandProcessor::new("python3".as_ref(), args).unwrap().with_timeout(SOON * 2);
+    processor.registry = new_registry();
+    let registry = processor.registry;
+    let worker = thread::spawn(move || processor.process(&draft("text")).unwrap());
+    while !moved.exists() {
+        assert!(!worker.is_finished(), "it did not start");
+        thread::yield_now();
+    }
+    let stopped = Instant::now();
+    registry.stop();
+    assert_eq!(worker.join().unwrap(), DraftProcessingDecision::Deferred);
+    assert!(stopped.elapsed() < SOON, "{:?}", stopped.elapsed());
 }
 
 #[test]
