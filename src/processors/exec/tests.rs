@@ -561,16 +561,51 @@ fn all_programs_can_be_killed_at_once() {
     assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
 }
 
-/// It joins the group of a child of its own, so that its id is no longer that of a group.
 #[test]
 fn a_program_that_left_its_group_is_killed_with_all_others() {
-    if Command::new("python3").arg("--version").output().is_err() {
-        println!("skipped: there is no python3 here");
+    if !has_python() {
         return;
     }
     let place = tempfile::tempdir().unwrap();
     let moved = place.path().join("moved");
-    let program = "
+    let processor = leaves_its_group(&format!("open('{}', 'w'); time.sleep(900)", moved.display()));
+    let mut processor = processor.with_timeout(SOON * 2);
+    let registry = processor.registry;
+    let worker = thread::spawn(move || processor.process(&draft("text")).unwrap());
+    while !moved.exists() {
+        assert!(!worker.is_finished(), "it did not start");
+        thread::yield_now();
+    }
+    let stopped = Instant::now();
+    registry.stop();
+    assert_eq!(worker.join().unwrap(), DraftProcessingDecision::Deferred);
+    assert!(stopped.elapsed() < SOON, "{:?}", stopped.elapsed());
+}
+
+#[test]
+fn a_program_that_left_its_group_is_killed_at_its_limit() {
+    if !has_python() {
+        return;
+    }
+    let mut processor = leaves_its_group("os.write(1, b'x' * 2000000)");
+    let error = processor.process(&draft("text")).unwrap_err();
+    assert_eq!(error.class(), "output_too_large", "{error}");
+    assert_eq!(processor.registry.len(), 0, "it was killed and reaped");
+}
+
+fn has_python() -> bool {
+    let found = Command::new("python3").arg("--version").output().is_ok();
+    if !found {
+        println!("skipped: there is no python3 here");
+    }
+    found
+}
+
+/// A program that joins the group of a child of its own, so that its id is no longer that of a
+/// group, and does this then.
+fn leaves_its_group(then: &str) -> CommandProcessor {
+    let program = format!(
+        "
 import os, sys, time
 child = os.fork()
 if child == 0:
@@ -583,22 +618,19 @@ while True:
         break
     except OSError:
         time.sleep(0.01)
-open(sys.argv[1], 'w').close()
-time.sleep(900)";
-    let args = vec!["-c".into(), program.into(), moved.clone().into()];
-    let mut processor =
-        CommandProcessor::new("python3".as_ref(), args).unwrap().with_timeout(SOON * 2);
+{then}"
+    );
+    let args = vec!["-c".into(), program.into()];
+    let mut processor = CommandProcessor::new("python3".as_ref(), args).unwrap();
     processor.registry = new_registry();
-    let registry = processor.registry;
-    let worker = thread::spawn(move || processor.process(&draft("text")).unwrap());
-    while !moved.exists() {
-        assert!(!worker.is_finished(), "it did not start");
-        thread::yield_now();
-    }
-    let stopped = Instant::now();
-    registry.stop();
-    assert_eq!(worker.join().unwrap(), DraftProcessingDecision::Deferred);
-    assert!(stopped.elapsed() < SOON, "{:?}", stopped.elapsed());
+    processor
+}
+
+/// What it writes a while after the program's end does not count.
+#[test]
+fn a_child_that_keeps_the_pipes_has_little_time() {
+    let outcome = ask(&format!("(sleep 3; echo late) & {ACCEPT}")).unwrap();
+    assert_eq!(outcome.decision(), DraftProcessingDecision::Accepted);
 }
 
 #[test]
