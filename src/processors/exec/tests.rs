@@ -593,6 +593,7 @@ fn a_program_that_left_its_group_is_killed_at_its_limit() {
     assert_eq!(processor.registry.len(), 0, "it was killed and reaped");
 }
 
+#[allow(clippy::print_stdout, reason = "a test says what it skipped")]
 fn has_python() -> bool {
     let found = Command::new("python3").arg("--version").output().is_ok();
     if !found {
