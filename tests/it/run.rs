@@ -537,7 +537,7 @@ fn the_example_judge_decides_about_the_example_drafts() {
     let sandbox = Sandbox::new();
     let mut run = sandbox.command(["run", "--sweep"]);
     run.arg(&drafts).arg("--").arg(judge);
-    let ran = crate::harness::finish(run, b"");
+    let ran = finish(run, b"");
     assert_eq!(ran.expect(70).json()["summary"]["deferred"], 1);
 
     let prefix = format!("file://{}/", drafts.display());

@@ -1,8 +1,8 @@
 //! How long a call waits for the locks of others.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -258,4 +258,29 @@ fn a_writer_that_never_gets_the_turn_tries_a_last_time() {
         until(|| turn.set_modified(SystemTime::now()).is_err() || waits.is_finished());
         assert!(waits.join().unwrap().unwrap().created);
     });
+}
+
+/// Where there can be no file for the turn, a writer polls.
+#[test]
+fn a_writer_waits_where_there_can_be_no_turn() {
+    for refused in ["the directory", "the file"] {
+        let (_directory, first) = store();
+        let store = reopened(&first, LIMIT);
+        let holder = hold(&first);
+        let turn = turn_file(&first);
+        match refused {
+            "the file" => fs::create_dir(turn).unwrap(),
+            _ => {
+                fs::set_permissions(turn.parent().unwrap(), Permissions::from_mode(0o777)).unwrap()
+            }
+        }
+        thread::scope(|scope| {
+            let begun = Instant::now();
+            let waits = scope.spawn(|| store.submit(&draft("waits")));
+            // Not to synchronise: this is how long the lock is held.
+            until(|| waits.is_finished() || begun.elapsed() > Duration::from_millis(300));
+            holder.execute_batch("COMMIT").unwrap();
+            assert!(waits.join().unwrap().unwrap().created, "{refused}");
+        });
+    }
 }
