@@ -624,6 +624,7 @@ WHEN NEW.seq > 0
   OR NEW.to_state IS NOT (SELECT state FROM drafts WHERE seq = NEW.draft)
   OR (NEW.from_state IS NEW.to_state
       AND (NEW.to_state IS NULL OR NEW.event NOT IN ('errored', 'refused', 'resolved')))
+  OR (NEW.repeats IS NOT NULL AND NEW.event <> 'deferred')
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal insert: the row does not continue the draft''s history; move the draft, and a trigger writes the row');
 END;

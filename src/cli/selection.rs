@@ -234,17 +234,16 @@ fn regex(text: &str) -> Result<Regex, String> {
 /// The draft with this id, or the only draft whose id begins with these digits.
 pub fn find_draft(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
     let prefix = text.to_ascii_lowercase();
-    let shown = draftq::escape_line(text);
     let digits = !prefix.is_empty() && prefix.bytes().all(|b| b.is_ascii_hexdigit());
     if !digits || prefix.len() > 16 {
         return Err(Failure::not_found(format!(
-            "no draft \"{shown}\": expected an id of 16 hexadecimal digits, or the first few of them"
+            "no draft \"{text}\": expected an id of 16 hexadecimal digits, or the first few of them"
         )));
     }
     let ids = store.ids_with_prefix(&prefix, MAX_CANDIDATES + 1)?;
     match ids.as_slice() {
         [] => Err(Failure::not_found(format!(
-            "no draft's id begins with {shown} (database {})",
+            "no draft's id begins with {text} (database {})",
             store.path().display()
         ))),
         [id] => Ok(*id),
@@ -255,7 +254,7 @@ pub fn find_draft(store: &DraftStore, text: &str) -> Result<DraftId, Failure> {
                 names.push("…".to_owned());
             }
             Err(Failure::bad_input(format!(
-                "several ids begin with {shown}; give more digits: {}",
+                "several ids begin with {text}; give more digits: {}",
                 names.join(", ")
             )))
         }

@@ -244,6 +244,24 @@ mod tests {
         assert!(wait.is_over());
     }
 
+    /// It says what a person wants to know, and not how many milliseconds the last try took.
+    #[test]
+    fn a_wait_of_a_second_or_more_is_said_in_whole_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |limit, lasted| {
+            let mut wait = wait(directory.path(), lasted);
+            wait.limit = limit;
+            match wait.busy() {
+                TransactionError::Ours(LibrarianError::Busy { waited, .. }) => waited,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(said(LIMIT, Duration::from_millis(1_002)), LIMIT);
+        let (short, hour) = (Duration::from_millis(250), Duration::from_secs(3_600));
+        assert_eq!(said(short, Duration::ZERO), short);
+        assert_eq!(said(hour, Duration::ZERO), hour);
+    }
+
     #[test]
     fn the_busy_handler_waits_as_last_set() {
         let directory = tempfile::tempdir().unwrap();

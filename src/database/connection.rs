@@ -147,6 +147,7 @@ mod tests {
             ("mmap_size", 0),
             ("cell_size_check", 1),
             ("trusted_schema", 0),
+            ("journal_size_limit", 64 * 1024 * 1024),
         ] {
             assert_eq!(pragma(&connection, name).unwrap(), value, "{name}");
         }
@@ -159,5 +160,27 @@ mod tests {
         ] {
             assert_eq!(connection.db_config(option).unwrap(), value, "{option:?}");
         }
+    }
+
+    /// SQLite reports no error for a setting that it does not take.
+    #[test]
+    fn a_setting_that_sqlite_does_not_take_is_an_error() {
+        let path = Path::new("/d/q.db");
+        let connection = Connection::open_in_memory().unwrap();
+        harden(&connection).unwrap();
+        let said = |result| match result {
+            Err(TransactionError::Ours(error)) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        // There is no WAL without a file, as on a file system without shared memory.
+        let no_wal = said(configure(&connection, path, Duration::ZERO));
+        assert!(no_wal.contains("keeps journal_mode at memory"), "{no_wal}");
+        let no_page = said(set(&connection, path, &[("page_size", 3)]));
+        assert!(no_page.contains("keeps page_size at 4096"), "{no_page}");
+        let directory = tempfile::tempdir().unwrap();
+        let connection = Connection::open(directory.path().join("drafts.db")).unwrap();
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, true).unwrap();
+        let trusted = said(configure_reading(&connection, path));
+        assert!(trusted.contains("keeps trusted_schema at 1"), "{trusted}");
     }
 }

@@ -78,3 +78,59 @@ pub(crate) fn is_row_fault(error: &rusqlite::Error) -> bool {
         Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig)
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn each_failure_of_sqlite_is_named_for_what_can_be_done() {
+        use rusqlite::ffi;
+        let kind = |code| {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            match classify(error.into(), Path::new("/d/q.db"), Duration::ZERO, "read") {
+                LibrarianError::Busy { .. } => "busy",
+                LibrarianError::DamagedDatabase { .. } => "damaged",
+                LibrarianError::ForeignDatabase { .. } => "foreign",
+                LibrarianError::Database { .. } => "another",
+                error => panic!("{error:?}"),
+            }
+        };
+        for (code, expected) in [
+            (ffi::SQLITE_BUSY, "busy"),
+            (ffi::SQLITE_BUSY_SNAPSHOT, "busy"),
+            (ffi::SQLITE_LOCKED, "busy"),
+            (ffi::SQLITE_PROTOCOL, "busy"),
+            (ffi::SQLITE_CORRUPT, "damaged"),
+            (ffi::SQLITE_NOTADB, "foreign"),
+            (ffi::SQLITE_FULL, "another"),
+        ] {
+            assert_eq!(kind(code), expected, "{code}");
+        }
+        let error = rusqlite::Error::IntegralValueOutOfRange(0, 5);
+        let error = classify(error.into(), Path::new("/d/q.db"), Duration::ZERO, "read");
+        assert!(matches!(error, LibrarianError::DamagedDatabase { .. }), "{error:?}");
+    }
+
+    /// Of a fault of a row, the other rows are kept apart; a fault of the database is one of all.
+    #[test]
+    fn a_fault_of_a_row_is_told_from_one_of_the_database() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT CHECK (v <> '')) STRICT")
+            .unwrap();
+        for (sql, of_the_row) in [
+            ("INSERT INTO t (v) VALUES ('')", true),
+            ("INSERT INTO t (v) VALUES (x'00')", true),
+            ("INSERT INTO t (k) VALUES ('no number')", true),
+            ("INSERT INTO t (v) VALUES (zeroblob(2000000000))", true),
+            ("INSERT INTO t (v) VALUES (abs(-9223372036854775807 - 1))", false),
+            ("INSERT INTO nowhere (v) VALUES ('a')", false),
+        ] {
+            let error = connection.execute(sql, []).unwrap_err();
+            assert_eq!(is_row_fault(&error), of_the_row, "{sql}: {error}");
+        }
+    }
+}

@@ -296,6 +296,24 @@ mod tests {
         drop(pooled);
     }
 
+    /// No more are opened than were asked for.
+    #[test]
+    fn a_thread_that_finds_all_connections_in_use_fails_in_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("drafts.db");
+        let joined = in_use::join(&path, true, Duration::from_secs(20)).unwrap();
+        let first = Connection::open(&joined.path).unwrap();
+        let files = Files::new(&joined.path, joined.owner);
+        let place = Place::new(&path, joined);
+        let connections = Connections::new(first, place, 2, Duration::from_secs(20), &files);
+        let mut wait = Wait::new(&files, Duration::from_secs(20), Instant::now());
+        let _first = connections.lease(&mut wait).unwrap();
+        let _pooled = connections.lease(&mut wait).unwrap();
+        let mut short = Wait::new(&files, Duration::from_millis(100), Instant::now());
+        let third = connections.lease(&mut short);
+        assert!(matches!(third, Err(TransactionError::Ours(LibrarianError::Busy { .. }))));
+    }
+
     #[test]
     fn a_connection_of_the_pool_waits_for_as_long_as_the_store_does() {
         let directory = tempfile::tempdir().unwrap();

@@ -182,6 +182,26 @@ mod upgrade_tests;
 mod tests {
     use super::*;
 
+    /// Before it is opened, the file alone was looked at. What is in its -wal is seen here first.
+    #[test]
+    fn what_is_another_programs_is_not_migrated() {
+        let path = Path::new("/d/q.db");
+        for sql in [
+            "CREATE TABLE theirs (x)".to_owned(),
+            "PRAGMA application_id = 5".to_owned(),
+            format!("PRAGMA user_version = {}", schema_version()),
+        ] {
+            let mut connection = Connection::open_in_memory().unwrap();
+            connection.execute_batch(&sql).unwrap();
+            let refused = migrate(&mut connection, path);
+            let foreign = matches!(
+                refused,
+                Err(TransactionError::Ours(LibrarianError::ForeignDatabase { .. }))
+            );
+            assert!(foreign, "{sql}: {refused:?}");
+        }
+    }
+
     #[test]
     fn an_older_schema_is_not_read() {
         let path = Path::new("/d/q.db");

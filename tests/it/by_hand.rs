@@ -308,6 +308,13 @@ fn attacks(pending: &str, processing: &str, finished: &str) -> Vec<(String, &'st
             }
         }
     }
+    // A sum of deferrals that is none: the row that it continues could be deleted.
+    attack(
+        "INSERT INTO history (draft, event, from_state, to_state, at, repeats, by_hand) \
+         SELECT seq, 'errored', state, state, 0, 2, 0 FROM drafts LIMIT 1"
+            .into(),
+        CONTINUES,
+    );
     // A draft without its text, with any conflict clause.
     for or in ["", "OR IGNORE", "OR FAIL", "OR REPLACE"] {
         for (id, text) in

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime};
@@ -358,4 +358,29 @@ fn a_damaged_file_gives_an_error_or_a_store() {
 #[ignore = "long; DRAFTQ_TEST_MUTANTS sets how long"]
 fn a_damaged_file_gives_an_error_or_a_store_long() {
     damage(setting("DRAFTQ_TEST_MUTANTS", 10_000));
+}
+
+/// A file that is not SQLite's, or is encrypted, and a journal that is not that of a first start.
+#[test]
+fn a_foreign_journal_is_neither_rolled_back_nor_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    // Magic number, number of records, nonce; the number of pages before, of sectors, of bytes.
+    let mut journal = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7, 0, 0, 0, 1, 0, 0, 0, 7];
+    journal.extend([0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 16, 0]);
+    journal.resize(8_192, 0);
+    let mut notes = journal.clone();
+    notes[..8].copy_from_slice(b"my notes");
+    notes[16..20].fill(0);
+    for (name, journal) in [("encrypted.db", journal), ("diary.db", notes)] {
+        let place = directory.path().join(name);
+        fs::create_dir(&place).unwrap();
+        let path = place.join(name);
+        let bytes: Vec<u8> = (0..8_192_u32).map(|n| (n * 7 % 251) as u8).collect();
+        fs::write(&path, bytes).unwrap();
+        fs::write(beside(&path, "-journal"), journal).unwrap();
+        for path in [&path, &beside(&path, "-journal")] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        assert_refused(&path, name);
+    }
 }

@@ -18,7 +18,7 @@ use rustix::process::{
 };
 use serde_json::json;
 
-use crate::harness::{Sandbox, draft};
+use crate::harness::{Sandbox, draft, finish, have};
 
 /// Longer than any step here takes, and shorter than the programs sleep.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -173,7 +173,7 @@ fn the_programs_of_a_killed_runner_with_200_jobs_are_killed() {
 
 #[test]
 fn a_program_that_left_its_group_is_killed() {
-    if !crate::harness::have("python3") {
+    if !have("python3") {
         return;
     }
     // It joins the group of a child of its own.
@@ -217,6 +217,26 @@ fn the_programs_of_a_killed_library_user_are_killed() {
         .env(ROLE, "")
         .args(["--exact", "guard::the_programs_of_a_killed_library_user_are_killed"]);
     Runner::start_command(&sandbox, command, 1).die();
+}
+
+/// As in a container that has a program and nothing else.
+#[test]
+fn without_a_shell_programs_run_unguarded() {
+    if !rustix::process::geteuid().is_root() || !have("unshare") {
+        println!("skipped: this needs root and unshare");
+        return;
+    }
+    let sandbox = Sandbox::new();
+    sandbox.submit("one");
+    let script = format!(
+        "mount --bind /dev/null \"$(readlink -f /bin/sh)\" && exec '{}' run --exit-code -- true",
+        env!("CARGO_BIN_EXE_draftq")
+    );
+    let mut command = sandbox.command_of("unshare");
+    command.args(["-m", "sh", "-c", &script]);
+    let ran = finish(command, b"");
+    assert!(ran.expect(0).err().contains("/bin/sh cannot be run"), "{}", ran.err());
+    assert_eq!(ran.json()["summary"]["accepted"], 1);
 }
 
 /// Waits until `release` is opened, then accepts.

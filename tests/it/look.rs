@@ -2,10 +2,10 @@
 
 use std::process::Stdio;
 
-use draftq::DraftState;
+use draftq::{Claimed, DraftProcessingDecision, DraftQuery, DraftState, MAX_NOTE_BYTES, Outcome};
 use serde_json::{Value, json};
 
-use crate::harness::{Sandbox, draft, finish};
+use crate::harness::{Sandbox, draft, finish, have, store};
 
 fn listed(sandbox: &Sandbox, args: &[&str]) -> Vec<String> {
     let args = [&["list", "--json"], args].concat();
@@ -124,9 +124,10 @@ fn a_draft_is_found_by_the_first_digits_of_its_id() {
         assert!(foreign.clone().all(|id| !ran.err().contains(id.as_str())), "{}", ran.err());
 
         let missing = format!("{other}0");
-        for id in ["", "zz", "*", "%", &missing, "\u{1b}[2J"] {
+        for id in ["", "zz", "*", "%", &missing, "\u{1b}[2J", "z\ndraftq: forged"] {
             let ran = sandbox.draftq([command, id]);
             assert!(!ran.expect(66).err().contains('\u{1b}'), "{}", ran.err());
+            assert_eq!(ran.err().lines().count(), 1, "{}", ran.err());
         }
         sandbox.draftq([command]).expect(64);
     }
@@ -141,7 +142,7 @@ fn an_ambiguous_id_names_the_first_candidates() {
     sandbox.draftq_reading(["submit", "--jsonl", "-"], lines.as_bytes()).expect(0);
     let ran = sandbox.draftq(["show", "a"]);
     assert!(ran.expect(65).err().ends_with(", …\n"), "{}", ran.err());
-    assert!(ran.err().len() < 400, "{}", ran.err());
+    assert_eq!(ran.err().split(", ").count(), 9, "eight ids and the ellipsis: {}", ran.err());
 }
 
 #[test]
@@ -374,4 +375,58 @@ fn help_and_version_go_to_standard_output() {
         assert!(!ran.out().contains('\u{1b}'), "{args:?}");
     }
     assert!(!sandbox.db().exists());
+}
+
+/// A program that asks the library for more than a page gets a page, and where the next one begins.
+#[test]
+fn a_page_has_at_most_a_thousand_drafts() {
+    let (_directory, store) = store();
+    let drafts: Vec<_> = (0..1_001).map(|n| draft(&format!("number {n}"))).collect();
+    store.submit_many(&drafts).unwrap();
+    let query = DraftQuery::default().limit(5_000);
+    assert_eq!(store.query(&query).unwrap().rows.len(), 1_000);
+    let page = store.summaries(&query).unwrap();
+    assert_eq!(page.rows.len(), 1_000);
+    let rest = store.summaries(&query.after_seq(page.next.unwrap())).unwrap();
+    assert_eq!((rest.rows.len(), rest.next), (1, None));
+}
+
+/// A page of summaries is small, whatever the processors wrote.
+#[test]
+fn a_summary_has_the_beginning_of_a_note() {
+    let (_directory, store) = store();
+    store.submit(&draft("one")).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let claim = match store.claim_next(&runner, &mut store.pending_snapshot().unwrap()).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        other => panic!("{other:?}"),
+    };
+    let note = "0123456789abcdef".repeat(MAX_NOTE_BYTES / 16);
+    store
+        .finish(claim, &Outcome::new(DraftProcessingDecision::Accepted).with_note(note.as_str()))
+        .unwrap();
+    let summary = store.summaries(&DraftQuery::default()).unwrap().rows.remove(0);
+    assert_eq!(summary.note, Some(format!("{}…", &note[..2_048])));
+}
+
+/// Nobody who sets `NO_COLOR`, and no terminal that is `dumb`, gets an escape sequence.
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    if !have("script") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let binary = env!("CARGO_BIN_EXE_draftq");
+    for arguments in ["--help", "list --nonsense"] {
+        for (no_colour, terminal, coloured) in
+            [("", "xterm", true), ("1", "xterm", false), ("", "dumb", false)]
+        {
+            let mut script = sandbox.command_of("script");
+            script.args(["-qec", &format!("{binary} {arguments}"), "/dev/null"]);
+            script.env("NO_COLOR", no_colour).env("TERM", terminal);
+            let shown = finish(script, b"");
+            assert!(shown.out().contains("Usage"), "{}", shown.out());
+            assert_eq!(shown.out().contains('\u{1b}'), coloured, "{arguments}: {}", shown.out());
+        }
+    }
 }

@@ -13,7 +13,7 @@ use draftq::{
 };
 use rusqlite::Connection;
 
-use crate::harness::{Sandbox, draft, finish, judged_by, store, uncharged};
+use crate::harness::{Sandbox, draft, finish, have, judged_by, store, uncharged};
 
 /// Fails this many times as if no process could be started, then accepts.
 struct Starved {
@@ -170,6 +170,27 @@ fn too_few_descriptors_charge_no_draft() {
     assert_eq!(charged, 0);
     // The log shows that the limit was reached.
     assert!(ran.err().contains("a processor cannot work at the moment"), "{}", ran.err());
+}
+
+/// The program runs already when there is no descriptor to watch it with. It has not been given the
+/// draft yet, waits for it, and is killed.
+#[test]
+fn a_program_that_cannot_be_watched_is_killed_and_charges_no_draft() {
+    if !have("strace") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let id = sandbox.submit("one");
+    let log = sandbox.path("log");
+    let mut command = sandbox.command_of("strace");
+    command.args(["-f", "-qq", "-o", log.to_str().unwrap(), "-e", "trace=pidfd_open", "-e"]);
+    // The first one of each thread.
+    command.args(["inject=pidfd_open:error=EMFILE:when=1", env!("CARGO_BIN_EXE_draftq"), "run"]);
+    command.args(["--", "sh", "-c", r#"cat >/dev/null; echo '{"decision":"accepted"}'"#]);
+    finish(command, b"").expect(0);
+    assert!(std::fs::read_to_string(log).unwrap().contains("EMFILE"), "it was asked for");
+    let shown = sandbox.show(&id);
+    assert_eq!((&shown["state"], &shown["errors"]), (&"accepted".into(), &0.into()), "{shown}");
 }
 
 /// The disk is full when a result is stored: it is kept until there is space.

@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, lchown, symlink};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -343,4 +343,67 @@ fn in_a_user_namespace_only_own_files_are_used() {
         fs::rename(&db, &moved).unwrap();
         assert_refused(&namespace, &moved, WRITING, place.path(), &moved);
     }
+}
+
+/// What root cannot give to the user is not left there: each command of the user would refuse it.
+#[test]
+fn what_root_cannot_give_away_is_removed() {
+    if !can_be_others() || !have("strace") {
+        return;
+    }
+    let place = open_directory();
+    let db = directory_of(ALICE, place.path(), "inbox").join("q.db");
+    let args = ["watch", "--poll-secs", "3600", "--defer"];
+    draftq_as(ALICE, &db, COMMANDS[0]).expect(0);
+    // She has the database open, so that root makes nothing but a lock file.
+    let watch = Process::start(behind(&user(ALICE), &db, &args));
+    watch.line();
+    let log = place.path().join("log");
+    let trace = ["-f", "-qq", "-o", log.to_str().unwrap(), "-e", "inject=fchown:error=EPERM"];
+    let strace: Vec<_> = ["strace"].into_iter().chain(trace).map(str::to_owned).collect();
+    let ran = finish(behind(&strace, &db, COMMANDS[1]), b"");
+    assert!(ran.expect(73).err().contains("-runners"), "{}", ran.err());
+    draftq_as(ALICE, &db, COMMANDS[1]).expect(0);
+}
+
+/// Whoever may read another user's database may look at it, under its one name.
+#[test]
+fn another_users_database_is_read_and_not_under_a_second_name() {
+    if !can_be_others() {
+        return;
+    }
+    let place = open_directory();
+    let directory = directory_of(ALICE, place.path(), "inbox");
+    let db = directory.join("q.db");
+    draftq_as(ALICE, &db, &["submit", "--text", "from alice"]).expect(0);
+    mode(&directory, 0o755);
+    mode(&db, 0o644);
+    let stats = draftq_as(MALLORY, &db, &["stats", "--json"]);
+    assert_eq!(stats.expect(0).json()["drafts"], 1);
+    fs::hard_link(&db, directory.join("other.db")).unwrap();
+    assert_refused(&user(MALLORY), &db, &[&["stats"]], place.path(), &db);
+    // What one may not read is named as it was given.
+    fs::remove_file(directory.join("other.db")).unwrap();
+    mode(&db, 0);
+    for args in [COMMANDS[0], &["stats"]] {
+        let ran = draftq_as(ALICE, &db, args);
+        assert!(ran.expect(74).err().contains(&*db.to_string_lossy()), "{}", ran.err());
+        assert!(!ran.err().contains("immutable"), "{}", ran.err());
+    }
+}
+
+/// What root keeps is not waited for any longer than root takes to change an owner.
+#[test]
+fn what_root_keeps_is_refused_in_the_end() {
+    if !can_be_others() {
+        return;
+    }
+    let place = open_directory();
+    let db = directory_of(ALICE, place.path(), "inbox").join("q.db");
+    draftq_as(ALICE, &db, &["submit", "--text", "from alice"]).expect(0);
+    fs::write(beside(&db, "-wal"), "").unwrap();
+    let begun = Instant::now();
+    let ran = draftq_as(ALICE, &db, &["submit", "--text", "again"]);
+    assert!(ran.expect(78).err().contains("belongs to user 0"), "{}", ran.err());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use draftq::{DraftState, DraftStore, ErrorKind};
+use draftq::{DraftState, DraftStore, ErrorKind, LibrarianError};
 use rusqlite::Connection;
 
 use crate::files::{beside, draftq_behind, tree};
@@ -126,7 +126,12 @@ fn the_error_names_what_cannot_be_opened() {
     symlink("/nonexistent/drafts.db", &dangling).unwrap();
     let error = DraftStore::open(&dangling).unwrap_err();
     assert!(error.to_string().contains("dangling.db"), "{error}");
+    assert!(matches!(error, LibrarianError::CannotCreate { .. }), "{error:?}");
     assert!(fs::symlink_metadata(&dangling).unwrap().is_symlink());
+    let slash = directory.path().join("new.db/");
+    let error = DraftStore::open(&slash).unwrap_err();
+    assert!(matches!(error, LibrarianError::CannotCreate { .. }), "{error:?}");
+    assert!(!directory.path().join("new.db").exists(), "a directory was asked for");
     let file = directory.path().join("file");
     fs::write(&file, "x").unwrap();
     let error = DraftStore::open(file.join("drafts.db")).unwrap_err();
@@ -183,4 +188,23 @@ fn the_error_names_a_directory_that_cannot_be_written() {
     }
     mode(&kept, 0o755);
     assert_eq!(tree(&kept).len(), 3, "nothing was left there");
+}
+
+/// SQLite syncs the directory of the file, and not those above it that are new, too.
+#[test]
+fn new_directories_are_on_the_disk_before_a_draft_is_acknowledged() {
+    if !have("strace") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    let path = root.join("new/deeper/drafts.db");
+    let log = root.join("log");
+    let trace = ["strace", "-f", "-qq", "-y", "-e", "trace=fsync", "-o", log.to_str().unwrap()];
+    let submitted = draftq_behind(&trace, &path, &["submit", "--text", "one"]).output().unwrap();
+    assert!(submitted.status.success(), "{submitted:?}");
+    let log = fs::read_to_string(log).unwrap();
+    for synced in [&root, &root.join("new"), &root.join("new/deeper")] {
+        assert!(log.contains(&format!("<{}>", synced.display())), "{}: {log}", synced.display());
+    }
 }

@@ -141,6 +141,43 @@ fn a_mistyped_path_creates_nothing() {
     }
 }
 
+/// The process that made it was killed, or the power failed, before anything was stored. What looks
+/// says that there is no database, and the next command that writes makes it.
+#[test]
+fn a_creation_that_was_cut_short_made_no_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = directory.path().join("work.db");
+    let making = Connection::open(&work).unwrap();
+    making.execute_batch("PRAGMA cache_size = 2; PRAGMA cache_spill = 2; BEGIN").unwrap();
+    making.execute_batch(include_str!("../../migrations/0002_drafts.sql")).unwrap();
+    let journal = fs::read(beside(&work, "-journal")).unwrap();
+    let file = fs::read(&work).unwrap();
+    assert!(!journal.is_empty() && file.len() > 4_096, "some of it was written");
+    for (name, file) in [
+        ("written.db", &file[..]),
+        ("first-page.db", &file[..4_096]),
+        ("zeros.db", &[0; 8_192]),
+        ("empty.db", &[]),
+    ] {
+        let place = directory.path().join(name);
+        fs::create_dir(&place).unwrap();
+        let path = place.join(name);
+        fs::write(&path, file).unwrap();
+        fs::write(beside(&path, "-journal"), &journal).unwrap();
+        for path in [path.clone(), beside(&path, "-journal")] {
+            chmod(&path, 0o600);
+        }
+        let before = tree(&place);
+        assert_refused(&look(&[], &path, "00"), 66, &[name, "--db"]);
+        assert!(tree(&place) == before, "{name} was changed");
+        let submitted = draftq(&path).args(["submit", "--text", "one"]).output().unwrap();
+        assert!(submitted.status.success(), "{name}: {submitted:?}");
+        let stats = draftq(&path).args(["stats", "--json"]).output().unwrap();
+        let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).unwrap();
+        assert_eq!(stats["drafts"], 1, "{name}");
+    }
+}
+
 #[test]
 fn reading_commands_change_nothing() {
     let (_directory, path, id) = closed_store();
@@ -155,6 +192,21 @@ fn reading_commands_change_nothing() {
     let shm = beside(&path, "-shm");
     after.insert(shm.clone(), before[&shm].clone());
     assert!(after == before, "a database with a -wal was changed");
+}
+
+/// A copy of a database, of its -wal and of its runners directory says which file the original was.
+/// Nobody has that open here.
+#[test]
+fn a_copy_with_all_that_lies_beside_it_is_read_at_once() {
+    let (directory, path, id) = closed_store();
+    leave_a_wal(&path);
+    let copy = directory.path().join("copy");
+    let copied =
+        Command::new("cp").arg("-rp").arg(path.parent().unwrap()).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let copy = copy.join("drafts.db");
+    assert!(beside(&copy, "-runners").join("in-use").exists());
+    assert_seen(&look(&[], &copy, &id), "processing");
 }
 
 #[test]

@@ -289,3 +289,43 @@ fn age_recovers_no_claim_of_a_live_runner_and_death_all() {
     assert_eq!((refused.event.as_str(), refused.note.as_deref()), ("refused", Some("too late")));
     assert_eq!(refused.decision, Some(DraftProcessingDecision::Accepted));
 }
+
+/// Also if it is ended under the file version's name for it.
+#[test]
+fn a_suspicion_ends_with_a_transition() {
+    let (_directory, store) = store();
+    let suspect = draft("suspect");
+    store.submit(&suspect).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET suspect = 1, defers_in_a_row = 3", []).unwrap();
+    store.transition(suspect.id(), DraftState::Pending, DraftState::Processing).unwrap();
+    store.transition(suspect.id(), DraftState::Processing, DraftState::Pending).unwrap();
+    let row = "SELECT suspect, defers_in_a_row FROM drafts";
+    let row: (i64, i64) = sql.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!(row, (0, 0));
+}
+
+/// A run that the store ended leaves its claims, and the next run of the same runner, in the same
+/// process, gets them back: they do not look like those of a live runner.
+#[test]
+fn what_a_failed_run_left_behind_is_recovered_by_the_next_run_of_the_same_runner() {
+    let (_directory, store) = store();
+    for text in ["a", "b", "c"] {
+        store.submit(&draft(text)).unwrap();
+    }
+    let sql = Connection::open(store.path()).unwrap();
+    sql.busy_timeout(Duration::from_secs(60)).unwrap();
+    let version: i64 = sql.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    let runner = Runner::new(&store, "test");
+    let mut spoils = judged_by(|_: &Draft| {
+        sql.pragma_update(None, "user_version", 99).unwrap();
+        Ok(DraftProcessingDecision::Accepted.into())
+    });
+    let report = runner.run_one(&mut spoils, SystemTime::now());
+    let stopped_by = report.stopped_by;
+    assert!(matches!(stopped_by, Some(LibrarianError::ForeignDatabase { .. })), "{stopped_by:?}");
+    sql.pragma_update(None, "user_version", version).unwrap();
+    let mut accepts = judged_by(|_: &Draft| Ok(DraftProcessingDecision::Accepted.into()));
+    let summary = runner.run_one(&mut accepts, SystemTime::now()).into_result().unwrap();
+    assert_eq!(summary.accepted, 3);
+}

@@ -241,6 +241,45 @@ fn a_store_does_not_write_to_a_removed_file() {
     assert_eq!(drafts, 1);
 }
 
+/// A backup is at the path already, and beside it the -wal of the file that a process has open.
+#[test]
+fn a_file_in_the_place_of_one_in_use_is_not_opened_before_that_is_closed() {
+    let (directory, store) = store();
+    let path = store.path().to_owned();
+    store.submit(&draft("of the old file")).unwrap();
+    let (new, drafts) = backup(directory.path(), "backup.db", &["kept"]);
+    fs::rename(&new, &path).unwrap();
+    let options = DraftStore::options().busy_timeout(Duration::from_millis(50));
+    for options in [options.clone(), options.clone().read_only(true)] {
+        let error = options.open(&path).unwrap_err();
+        assert!(matches!(error, LibrarianError::ReplacedFileInUse { .. }), "{error:?}");
+    }
+    drop(store);
+    let store = options.clone().open(&path).unwrap();
+    assert_eq!(store.list(DraftState::Pending).unwrap(), drafts);
+    close(store);
+    // Nor is any file opened while another process is about to replace the entry.
+    let in_use = fs::File::open(beside(&path, "-runners").join("in-use")).unwrap();
+    in_use.lock().unwrap();
+    let error = options.clone().open(&path).unwrap_err();
+    assert!(matches!(error, LibrarianError::ReplacedFileInUse { .. }), "{error:?}");
+    in_use.unlock().unwrap();
+    close(options.open(&path).unwrap());
+}
+
+#[test]
+fn a_store_that_reads_notices_that_the_file_is_gone() {
+    let (_directory, store) = store();
+    store.submit(&draft("one")).unwrap();
+    let reader = DraftStore::options().read_only(true).open(store.path()).unwrap();
+    assert_eq!(reader.stats().unwrap().drafts, 1);
+    assert!(reader.is_current());
+    fs::remove_file(store.path()).unwrap();
+    assert!(!reader.is_current());
+    let stats = reader.stats();
+    assert!(matches!(stats, Err(LibrarianError::NoDatabase { .. })), "{stats:?}");
+}
+
 #[test]
 fn a_new_file_is_not_opened_with_the_old_wal() {
     let (_directory, store) = store();

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::harness::Sandbox;
+use crate::harness::{Sandbox, finish};
 
 /// The counters of a summary that are not zero.
 fn counts(document: &Value) -> BTreeMap<&str, u64> {
@@ -396,6 +396,16 @@ fn a_missing_program_is_reported_before_any_claim() {
     }
     assert!(!sandbox.db().exists());
 
+    // In PATH, too, a file that cannot be executed is another mistake than none.
+    for (program, why) in
+        [("not-executable", "Permission denied"), ("no-such-program", "no such program in PATH")]
+    {
+        let mut run = sandbox.command(["run", "--", program]);
+        run.env("PATH", sandbox.path(""));
+        let ran = finish(run, b"");
+        assert!(ran.expect(66).err().contains(why), "{}", ran.err());
+    }
+
     let id = sandbox.submit("one");
     let before = (sandbox.show(&id), fs::read(sandbox.db()).unwrap());
     for program in programs {
@@ -527,7 +537,7 @@ fn the_example_judge_decides_about_the_example_drafts() {
     let sandbox = Sandbox::new();
     let mut run = sandbox.command(["run", "--sweep"]);
     run.arg(&drafts).arg("--").arg(judge);
-    let ran = crate::harness::finish(run, b"");
+    let ran = finish(run, b"");
     assert_eq!(ran.expect(70).json()["summary"]["deferred"], 1);
 
     let prefix = format!("file://{}/", drafts.display());

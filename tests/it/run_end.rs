@@ -1,10 +1,12 @@
 //! Runs that end early: by cancellation, a panic or an error.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, SystemTime};
 
 use draftq::{
-    Cancellation, Draft, DraftProcessingDecision, DraftState, DraftStore, LibrarianError, Runner,
+    Cancellation, Draft, DraftProcessingDecision, DraftState, DraftStore, LibrarianError,
+    ProcessorError, Runner,
 };
 use rusqlite::Connection;
 
@@ -120,4 +122,37 @@ fn an_error_after_a_lost_claim_ends_run_once() {
     assert_eq!((report.summary.lost_claims, report.summary.errors), (1, 0));
     assert!(matches!(report.stopped_by, Some(LibrarianError::LlmInvocationFailed { .. })));
     assert_eq!(timed.state(&drafts[0]), DraftState::Pending);
+}
+
+/// Two workers err one after the other, and the first error is the one that is reported.
+#[test]
+fn a_run_is_ended_by_its_first_error() {
+    let (_directory, store) = store();
+    for text in ["first", "second"] {
+        store.submit(&draft(text)).unwrap();
+    }
+    let (stored, first_is_stored) = std::sync::mpsc::channel();
+    let runner = Runner::new(&store, "test").stop_at_error(true).observer(move |summary| {
+        if summary.errors == 1 {
+            let _ = stored.send(());
+        }
+    });
+    let both_begun = Barrier::new(2);
+    let first_is_stored = Mutex::new(first_is_stored);
+    let judge = || {
+        judged_by(|draft: &Draft| {
+            both_begun.wait();
+            let class = match draft.raw_text() {
+                "first" => "first",
+                _ => {
+                    first_is_stored.lock().unwrap().recv().unwrap();
+                    "second"
+                }
+            };
+            Err(ProcessorError::new(class, "it cannot").into())
+        })
+    };
+    let report = runner.run(&mut [judge(), judge()], SystemTime::now());
+    assert_eq!(report.summary.errors, 2);
+    assert_eq!(report.stopped_by.unwrap().class(), "first");
 }

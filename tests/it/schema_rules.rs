@@ -399,3 +399,30 @@ fn the_event_of_the_last_draft_stays() {
     store.requeue(&[drafts[0].id()]).unwrap();
     sql.execute("DELETE FROM history WHERE draft = 2", []).expect_err("it is of the last draft");
 }
+
+/// A sum of deferrals replaces the one that stands for one deferral fewer, and no other.
+#[test]
+fn a_sum_that_is_typed_by_hand_removes_no_deferrals() {
+    let (_directory, store) = store();
+    store.submit(&draft("a")).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    // The first 20 in a row have a row each.
+    sql.execute("UPDATE drafts SET defers_in_a_row = 20", []).unwrap();
+    let runner = store.register_runner("test").unwrap();
+    let claim = match store.claim_next(&runner, &mut store.pending_snapshot().unwrap()).unwrap() {
+        Some(Claimed::Draft(claim)) => *claim,
+        other => panic!("{other:?}"),
+    };
+    store.finish(claim, &DraftProcessingDecision::Deferred.into()).unwrap();
+    let events = || names(&sql, "SELECT event || ifnull(' ' || repeats, '') FROM history");
+    let before = events();
+    assert_eq!(before, ["submitted", "claimed", "deferred 1"]);
+    let typed = sql.execute(
+        "INSERT INTO history (draft, event, from_state, to_state, at, repeats, by_hand)
+         VALUES (1, 'errored', 'pending', 'pending', 0, 3, 1)",
+        [],
+    );
+    let error = typed.unwrap_err().to_string();
+    assert!(error.contains("does not continue"), "{error}");
+    assert_eq!(events(), before);
+}

@@ -158,6 +158,50 @@ fn every_filter_selects() {
     }
 }
 
+/// A requeue without ids needs a filter, and each filter is one.
+#[test]
+fn each_filter_alone_selects_for_a_requeue() {
+    let sandbox = Sandbox::new();
+    let line = r#"{"raw_text":"one","source_agent":"claude","source_project":"p","context_tags":["a"],"submitted_at_unix_ms":1000}"#;
+    let id = decided(&sandbox, line, "accepted");
+    let filters = [
+        "--state=accepted",
+        "--agent=claude",
+        "--project=p",
+        "--surface=cli",
+        "--tag=a",
+        "--since=1970-01-01",
+        "--until=1h",
+        "--decision=accepted",
+        "--processor=exec",
+        "--grep=one",
+    ];
+    for filter in filters {
+        let ran = sandbox.draftq(["requeue", "--dry-run", "--json", filter]);
+        let selected = ran.expect(0).lines();
+        assert_eq!(selected.len(), 1, "{filter}");
+        assert_eq!(selected[0]["id"], *id, "{filter}");
+    }
+    let id = exhausted(&sandbox, "two", "echo boom >&2; exit 3");
+    for filter in ["--error-class=exit", "--error=boom"] {
+        let ran = sandbox.draftq(["requeue", "--dry-run", "--json", filter]);
+        let selected = ran.expect(0).lines();
+        assert_eq!(selected.len(), 1, "{filter}");
+        assert_eq!(selected[0]["id"], *id, "{filter}");
+    }
+    sandbox.draftq(["requeue", "--dry-run", "--limit=1"]).expect(64);
+}
+
+/// Names of processors are the caller's, and may begin like a version.
+#[test]
+fn a_processor_whose_name_begins_with_an_at_sign_is_selected() {
+    let sandbox = Sandbox::new();
+    let id = sandbox.submit("one");
+    let runner = Runner::new(&sandbox.store(), "@judge");
+    runner.run_one(&mut Skips, SystemTime::now()).into_result().unwrap();
+    assert_eq!(ids(&sandbox, &["--processor=@judge"]), [id]);
+}
+
 #[test]
 fn a_requeue_by_filters_changes_only_selected_drafts() {
     let sandbox = Sandbox::new();

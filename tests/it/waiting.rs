@@ -1,5 +1,9 @@
 //! How long a call waits for the locks of others.
 
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -151,4 +155,132 @@ fn threads_of_one_process_wait_in_turn() {
             assert!(writer.join().unwrap().unwrap()[0].created);
         }
     });
+}
+
+/// Longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// The file whose lock is the turn among writers that wait.
+fn turn_file(store: &DraftStore) -> PathBuf {
+    let mut directory = store.path().as_os_str().to_owned();
+    directory.push("-runners");
+    PathBuf::from(directory).join("writer.turn")
+}
+
+/// Another process has the turn, for as long as the file is open.
+fn hold_turn(store: &DraftStore) -> File {
+    let path = turn_file(store);
+    let turn = File::options().write(true).create_new(true).mode(0o600).open(path).unwrap();
+    turn.lock().unwrap();
+    turn
+}
+
+/// How often this process has the file open.
+fn times_open(path: &Path) -> usize {
+    let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let link = fs::read_link(entry.ok()?.path()).ok()?;
+        (link == path).then_some(())
+    });
+    open.count()
+}
+
+#[track_caller]
+fn until(mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LIMIT, "it does not come about");
+        thread::yield_now();
+    }
+}
+
+/// Otherwise the writers behind it would take it for stopped.
+#[test]
+fn a_writer_that_has_the_turn_shows_that_it_is_alive() {
+    let (_directory, first) = store();
+    let store = reopened(&first, LIMIT);
+    let holder = hold(&first);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| store.submit(&draft("waits")));
+        let mut times = BTreeSet::new();
+        until(|| {
+            times.extend(fs::metadata(turn_file(&first)).and_then(|it| it.modified()));
+            times.len() >= 3
+        });
+        holder.execute_batch("COMMIT").unwrap();
+        assert!(waits.join().unwrap().unwrap().created);
+    });
+}
+
+/// Otherwise each writer after it would wait for a while, in vain.
+#[test]
+fn the_turn_of_a_stopped_process_is_replaced() {
+    let (_directory, first) = store();
+    let store = reopened(&first, LIMIT);
+    let (holder, stopped) = (hold(&first), hold_turn(&first));
+    let old = stopped.metadata().unwrap().ino();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| store.submit(&draft("waits")));
+        until(|| fs::metadata(turn_file(&first)).is_ok_and(|it| it.ino() != old));
+        holder.execute_batch("COMMIT").unwrap();
+        assert!(waits.join().unwrap().unwrap().created);
+    });
+}
+
+/// Who waits for the turn looks, from time to time, whether the file is still the one at the path.
+#[test]
+fn a_writer_that_waits_for_a_turn_that_was_replaced_waits_for_the_new_one() {
+    let (_directory, first) = store();
+    let store = reopened(&first, LIMIT);
+    let (holder, turn) = (hold(&first), hold_turn(&first));
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| store.submit(&draft("waits")));
+        until(|| times_open(&turn_file(&first)) == 2);
+        fs::remove_file(turn_file(&first)).unwrap();
+        holder.execute_batch("COMMIT").unwrap();
+        assert!(waits.join().unwrap().unwrap().created);
+    });
+    assert!(begun.elapsed() < LIMIT / 2, "{:?}", begun.elapsed());
+    drop(turn);
+}
+
+/// The process that has the turn need not be the one that has the lock, and may not need it.
+#[test]
+fn a_writer_that_never_gets_the_turn_tries_a_last_time() {
+    let (_directory, first) = store();
+    let store = reopened(&first, Duration::from_secs(1));
+    let (holder, turn) = (hold(&first), hold_turn(&first));
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| store.submit(&draft("waits")));
+        until(|| times_open(&turn_file(&first)) == 2);
+        holder.execute_batch("COMMIT").unwrap();
+        // Whoever has it goes on polling.
+        until(|| turn.set_modified(SystemTime::now()).is_err() || waits.is_finished());
+        assert!(waits.join().unwrap().unwrap().created);
+    });
+}
+
+/// Where there can be no file for the turn, a writer polls.
+#[test]
+fn a_writer_waits_where_there_can_be_no_turn() {
+    for refused in ["the directory", "the file"] {
+        let (_directory, first) = store();
+        let store = reopened(&first, LIMIT);
+        let holder = hold(&first);
+        let turn = turn_file(&first);
+        match refused {
+            "the file" => fs::create_dir(turn).unwrap(),
+            _ => {
+                fs::set_permissions(turn.parent().unwrap(), Permissions::from_mode(0o777)).unwrap()
+            }
+        }
+        thread::scope(|scope| {
+            let begun = Instant::now();
+            let waits = scope.spawn(|| store.submit(&draft("waits")));
+            // Not to synchronise: this is how long the lock is held.
+            until(|| waits.is_finished() || begun.elapsed() > Duration::from_millis(300));
+            holder.execute_batch("COMMIT").unwrap();
+            assert!(waits.join().unwrap().unwrap().created, "{refused}");
+        });
+    }
 }

@@ -66,17 +66,21 @@ mod tests {
 
     #[test]
     fn of_a_long_stream_the_end_is_kept() {
-        let text = tail_of(format!("{}end", "x".repeat(1_000_000)).as_bytes());
+        let stream = format!("{}end", "x".repeat(1_000_000));
+        let text = tail_of(stream.as_bytes());
         assert_eq!(text.len(), STDERR_TAIL_BYTES);
         assert!(text.ends_with("xend"));
+        let mut tail = Tail::default();
+        tail.push(stream.as_bytes());
+        assert_eq!(tail.bytes.len(), STDERR_TAIL_BYTES);
     }
 
     #[test]
     fn no_character_and_no_escape_is_cut_in_two() {
-        for lead in 0..4 {
-            let text = tail_of(format!("{}{}", "x".repeat(lead), "😀".repeat(5000)).as_bytes());
+        for end in ["", "x", "xx", "xxx"] {
+            let text = tail_of(format!("{}{end}", "😀".repeat(5000)).as_bytes());
             assert!(text.len() <= STDERR_TAIL_BYTES && text.len() > STDERR_TAIL_BYTES - 4);
-            assert!(text.chars().all(|c| c == '😀'));
+            assert!(text.strip_suffix(end).unwrap().chars().all(|c| c == '😀'), "{end}");
         }
         let text = tail_of(format!("{}!", "\u{1b}".repeat(5000)).as_bytes());
         assert!(text.len() <= STDERR_TAIL_BYTES && text.len() > STDERR_TAIL_BYTES - 7);

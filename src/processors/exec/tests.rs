@@ -420,7 +420,9 @@ fn a_program_that_cannot_be_started_is_no_fault_of_the_draft() {
         assert!(error.to_string().contains(word), "{error}");
     };
     // A program that is open for writing cannot be started; the start is retried for a while.
+    let begun = Instant::now();
     refused("busy");
+    assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
     drop(file);
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     refused("ermission denied");
@@ -557,6 +559,79 @@ fn all_programs_can_be_killed_at_once() {
     }
     // No more programs are started.
     assert_eq!(processor.process(&draft("text")).unwrap(), DraftProcessingDecision::Deferred);
+}
+
+#[test]
+fn a_program_that_left_its_group_is_killed_with_all_others() {
+    if !has_python() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let moved = place.path().join("moved");
+    let processor = leaves_its_group(&format!("open('{}', 'w'); time.sleep(900)", moved.display()));
+    let mut processor = processor.with_timeout(SOON * 2);
+    let registry = processor.registry;
+    let worker = thread::spawn(move || processor.process(&draft("text")).unwrap());
+    while !moved.exists() {
+        assert!(!worker.is_finished(), "it did not start");
+        thread::yield_now();
+    }
+    let stopped = Instant::now();
+    registry.stop();
+    assert_eq!(worker.join().unwrap(), DraftProcessingDecision::Deferred);
+    assert!(stopped.elapsed() < SOON, "{:?}", stopped.elapsed());
+}
+
+#[test]
+fn a_program_that_left_its_group_is_killed_at_its_limit() {
+    if !has_python() {
+        return;
+    }
+    let mut processor = leaves_its_group("os.write(1, b'x' * 2000000)");
+    let error = processor.process(&draft("text")).unwrap_err();
+    assert_eq!(error.class(), "output_too_large", "{error}");
+    assert_eq!(processor.registry.len(), 0, "it was killed and reaped");
+}
+
+#[allow(clippy::print_stdout, reason = "a test says what it skipped")]
+fn has_python() -> bool {
+    let found = Command::new("python3").arg("--version").output().is_ok();
+    if !found {
+        println!("skipped: there is no python3 here");
+    }
+    found
+}
+
+/// A program that joins the group of a child of its own, so that its id is no longer that of a
+/// group, and does this then.
+fn leaves_its_group(then: &str) -> CommandProcessor {
+    let program = format!(
+        "
+import os, sys, time
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    time.sleep(2)
+    os._exit(0)
+while True:
+    try:
+        os.setpgid(0, child)
+        break
+    except OSError:
+        time.sleep(0.01)
+{then}"
+    );
+    let args = vec!["-c".into(), program.into()];
+    let mut processor = CommandProcessor::new("python3".as_ref(), args).unwrap();
+    processor.registry = new_registry();
+    processor
+}
+
+/// What it writes a while after the program's end does not count.
+#[test]
+fn a_child_that_keeps_the_pipes_has_little_time() {
+    let outcome = ask(&format!("(sleep 3; echo late) & {ACCEPT}")).unwrap();
+    assert_eq!(outcome.decision(), DraftProcessingDecision::Accepted);
 }
 
 #[test]

@@ -55,6 +55,8 @@ fn the_last_line_that_is_not_empty_decides() {
 
 #[test]
 fn a_second_answer_is_refused_in_whatever_shape() {
+    let keys: String = (0..MAX_KEYS + 1).map(|key| format!("\"{key}\":0,")).collect();
+    let behind_many_keys = format!("{{{keys}\"decision\":\"quarantined\"}}");
     for earlier in [
         r#"{"decision":"quarantined"}"#,
         r#"{"dec\u0069sion":"quarantined"}"#,
@@ -67,6 +69,7 @@ fn a_second_answer_is_refused_in_whatever_shape() {
         r#"{"Decission":"failed","note":"x"}"#,
         r#"{"error":{"class":"model","message":"x"}}"#,
         "\u{feff}{\"decision\":\"quarantined\"}",
+        &behind_many_keys,
     ] {
         let message = refused(format!("{earlier}\nsome\n{{\"decision\":\"accepted\"}}\n"));
         assert!(message.contains("two answers"), "{earlier}: {message}");
