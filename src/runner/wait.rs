@@ -4,7 +4,7 @@
 //! one waiting runner for each draft, within some ten microseconds (`store/wakeup.rs`). The **end
 //! of a runner**: the kernel closes its lock file, which inotify reports. A **due time**, which is
 //! known beforehand. And **polling**, for writers that do not notify, such as a SQL shell: a cheap
-//! query for the end of the history, three times a second.
+//! query for the end of the history, twice a second.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::store::DraftStore;
 use crate::store::wakeup::{Event, Listener};
 
 /// How often to poll for new work of writers that do not notify, and for a cancellation.
-const POLL_INTERVAL: Duration = Duration::from_millis(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(450);
 
 /// Work that a poll finds was most often submitted a moment ago, and another runner was woken for
 /// it. So this runner begins only if the work is still there after this time: otherwise a crowd of
@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(300);
 const CONFIRMATION: Duration = Duration::from_millis(100);
 
 /// How often to test whether the other runners are alive, and whether another file is at the
-/// database's path.
+/// database's path. Every second poll checks, so that a waiting runner wakes up no more often.
 const CHECK_INTERVAL: Duration = Duration::from_millis(900);
 
 /// The kernel reports that a lock file was closed a moment before it frees the lock.
@@ -142,6 +142,9 @@ impl Waiter {
                 } else {
                     self.mark = new_work.last_event;
                     next_poll = now + POLL_INTERVAL;
+                    if self.next_check < now + POLL_INTERVAL / 2 {
+                        self.next_check = now;
+                    }
                     if let Some(listener) = &mut self.listener
                         && !listener.can_be_woken()
                         && listener.begin(&self.store)
