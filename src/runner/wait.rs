@@ -14,12 +14,11 @@ use crate::store::DraftStore;
 use crate::store::wakeup::{Event, Listener};
 
 /// How often to poll for new work of writers that do not notify, and for a cancellation.
+///
+/// A draft that a poll finds was most often submitted a moment ago, and another runner was woken
+/// for it. So this runner begins only if the next poll finds a draft that was there at this one:
+/// otherwise a crowd of waiting runners begins a run for each draft.
 const POLL_INTERVAL: Duration = Duration::from_millis(450);
-
-/// Work that a poll finds was most often submitted a moment ago, and another runner was woken for
-/// it. So this runner begins only if the work is still there after this time: otherwise a crowd of
-/// waiting runners begins a run for each draft.
-const CONFIRMATION: Duration = Duration::from_millis(100);
 
 /// How often to test whether the other runners are alive, and whether another file is at the
 /// database's path. Every second poll checks, so that a waiting runner wakes up no more often.
@@ -115,7 +114,8 @@ impl Waiter {
         let mut next_poll = Instant::now();
         let mut due = None;
         // Nobody may have been woken for what was submitted before this wait.
-        let mut confirmed = true;
+        let mut begin_at_once = true;
+        let mut last_seen = None;
         loop {
             let now = Instant::now();
             if cancellation.is_cancelled() {
@@ -129,28 +129,29 @@ impl Waiter {
             }
             if now >= next_poll {
                 let new_work = self.store.new_work(self.mark)?;
-                if new_work.work && confirmed {
+                if let Some(claimable) = new_work.claimable
+                    && (begin_at_once || last_seen.is_some_and(|last| claimable.first <= last))
+                {
                     return Ok(Wake::Work);
                 }
+                begin_at_once = false;
+                last_seen = new_work.claimable.map(|claimable| claimable.last);
                 due = new_work.next_due_ms.map(|due_ms| {
                     let left = due_ms.saturating_sub(self.store.clock().now_ms()).max(0);
                     now + Duration::from_millis(left.unsigned_abs()).min(deadline - now)
                 });
-                confirmed = new_work.work;
-                if new_work.work {
-                    next_poll = now + CONFIRMATION;
-                } else {
+                next_poll = now + POLL_INTERVAL;
+                if self.next_check < now + POLL_INTERVAL / 2 {
+                    self.next_check = now;
+                }
+                if new_work.claimable.is_none() {
                     self.mark = new_work.last_event;
-                    next_poll = now + POLL_INTERVAL;
-                    if self.next_check < now + POLL_INTERVAL / 2 {
-                        self.next_check = now;
-                    }
                     if let Some(listener) = &mut self.listener
                         && !listener.can_be_woken()
                         && listener.begin(&self.store)
                     {
                         // Nobody may have been woken for what was submitted since the query.
-                        confirmed = true;
+                        begin_at_once = true;
                         next_poll = now;
                         continue;
                     }
@@ -170,7 +171,7 @@ impl Waiter {
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
             match self.wait_for_event(until) {
                 Event::Woken => {
-                    confirmed = true;
+                    begin_at_once = true;
                     next_poll = Instant::now();
                 }
                 Event::RunnerEnded => self.next_check = Instant::now() + LOCK_RELEASE,

@@ -11,11 +11,17 @@ use crate::error::LibrarianError;
 pub(crate) struct NewWork {
     /// The seq of the history's last event.
     pub last_event: i64,
-    /// Whether drafts have become claimable since the given event, and one is still claimable:
-    /// other runners may have claimed them.
-    pub work: bool,
+    /// The drafts that can be claimed, if any have become claimable since the given event.
+    pub claimable: Option<Claimable>,
     /// When the next delayed draft is due, in milliseconds since the epoch.
     pub next_due_ms: Option<i64>,
+}
+
+/// The first and the last draft that can be claimed, by their seq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Claimable {
+    pub first: i64,
+    pub last: i64,
 }
 
 impl DraftStore {
@@ -24,24 +30,39 @@ impl DraftStore {
     pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
         self.database().read("find new work", |connection| {
             let last_event = last_event(connection)?;
-            let work = last_event > since
-                && connection
-                    .prepare_cached(
-                        "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
-                             AND event IN ('submitted', 'requeued', 'recovered', 'released')) \
-                         AND EXISTS (SELECT 1 FROM drafts INDEXED BY drafts_ready \
-                                     WHERE state = 'pending' AND due_at = 0)",
-                    )?
-                    .query_row([since], |row| row.get(0))?;
+            let claimable = match last_event > since && became_claimable(connection, since)? {
+                true => claimable(connection)?,
+                false => None,
+            };
             let next_due_ms = connection
                 .prepare_cached(
                     "SELECT min(due_at) FROM drafts INDEXED BY drafts_delayed \
                      WHERE state = 'pending' AND due_at > 0",
                 )?
                 .query_row([], |row| row.get(0))?;
-            Ok(NewWork { last_event, work, next_due_ms })
+            Ok(NewWork { last_event, claimable, next_due_ms })
         })
     }
+}
+
+fn became_claimable(connection: &Connection, since: i64) -> Result<bool, TransactionError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM history WHERE seq > ?1 \
+             AND event IN ('submitted', 'requeued', 'recovered', 'released'))",
+    )?;
+    Ok(statement.query_row([since], |row| row.get(0))?)
+}
+
+fn claimable(connection: &Connection) -> Result<Option<Claimable>, TransactionError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT (SELECT seq FROM drafts INDEXED BY drafts_ready \
+                 WHERE state = 'pending' AND due_at = 0 ORDER BY seq LIMIT 1) AS first, \
+                (SELECT seq FROM drafts INDEXED BY drafts_ready \
+                 WHERE state = 'pending' AND due_at = 0 ORDER BY seq DESC LIMIT 1) AS last",
+    )?;
+    let (first, last) = statement
+        .query_row([], |row| Ok((row.get::<_, Option<i64>>("first")?, row.get("last")?)))?;
+    Ok(first.zip(last).map(|(first, last)| Claimable { first, last }))
 }
 
 /// The `seq` of the history's last event; 0 if there is none.
@@ -72,7 +93,7 @@ mod tests {
         let mut now = || {
             let found = store.new_work(seen).unwrap();
             seen = found.last_event;
-            (found.work, store.new_work(seen).unwrap().work)
+            (found.claimable.is_some(), store.new_work(seen).unwrap().claimable.is_some())
         };
         let hold = || {
             store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
@@ -99,6 +120,11 @@ mod tests {
         assert_eq!(now(), (true, false), "requeued");
         leave("due_at = 1");
         assert_eq!(store.new_work(0).unwrap().next_due_ms, Some(1));
-        assert!(!store.new_work(0).unwrap().work, "nothing can be claimed now");
+        assert_eq!(store.new_work(0).unwrap().claimable, None, "nothing can be claimed now");
+        leave("due_at = 0");
+        let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
+        let others = ["b", "c"].map(|text| Draft::with_metadata(text.into(), metadata.clone()));
+        store.submit_many(&others).unwrap();
+        assert_eq!(store.new_work(0).unwrap().claimable, Some(Claimable { first: 1, last: 3 }));
     }
 }
