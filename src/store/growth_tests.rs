@@ -85,7 +85,11 @@ fn a_search_for_due_drafts_costs_the_same_however_many_are_delayed() {
         let (_directory, connection) = database(delayed);
         connection.execute("UPDATE drafts SET due_at = 1000 + seq", []).unwrap();
         let answers = [500, 1_001].map(|now: i64| {
-            steps(&connection, FIND_DUE, &[("?1", &now), ("?2", &0), ("?3", &0), ("?4", &10)])
+            steps(
+                &connection,
+                FIND_DUE,
+                &[(":now", &now), (":after_due", &0), (":after", &0), (":most", &10)],
+            )
         });
         assert_eq!(answers.map(|answer| answer.0), [None, Some(1)]);
         answers.map(|answer| answer.1)

@@ -1,29 +1,54 @@
 //! The query by which a waiting runner finds new work.
 
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::{Connection, OptionalExtension as _, ToSql};
 
 use super::DraftStore;
+use super::filter::{conditions, parameters};
+use super::hold::hold_in_force;
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
+use crate::filter::DraftFilter;
+use crate::hold::Hold;
+
+/// For whom to look for new work.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seeker {
+    /// The name of the processor; empty: only holds for all processors are heeded.
+    pub processor: String,
+    /// Which drafts the runner claims.
+    pub filter: DraftFilter,
+}
 
 /// The result of a poll for new work.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct NewWork {
     /// The seq of the history's last event.
     pub last_event: i64,
     /// Whether drafts have become claimable since the given event, and one is still claimable:
     /// other runners may have claimed them.
     pub work: bool,
-    /// When the next delayed draft is due, in milliseconds since the epoch.
+    /// When the next delayed draft is due, in milliseconds since the epoch. With a filter: of the
+    /// drafts that have moved since the given event.
     pub next_due_ms: Option<i64>,
+    /// The hold that is in force.
+    pub hold: Option<Hold>,
 }
 
 impl DraftStore {
     /// New work since this event. Reads only the events since then, however long the queue and the
     /// history are.
-    pub(crate) fn new_work(&self, since: i64) -> Result<NewWork, LibrarianError> {
+    pub(crate) fn new_work(&self, seeker: &Seeker, since: i64) -> Result<NewWork, LibrarianError> {
+        let now = self.now_ms();
         self.database().read("find new work", |connection| {
             let last_event = last_event(connection)?;
+            let hold = hold_in_force(connection, &seeker.processor, now)?;
+            if !seeker.filter.is_empty() {
+                let (work, next_due_ms) = match last_event > since {
+                    true => filtered_work(connection, &seeker.filter, since)?,
+                    false => (false, None),
+                };
+                return Ok(NewWork { last_event, work, next_due_ms, hold });
+            }
             let work = last_event > since
                 && connection
                     .prepare_cached(
@@ -39,9 +64,46 @@ impl DraftStore {
                      WHERE state = 'pending' AND due_at > 0",
                 )?
                 .query_row([], |row| row.get(0))?;
-            Ok(NewWork { last_event, work, next_due_ms })
+            Ok(NewWork { last_event, work, next_due_ms, hold })
         })
     }
+
+    /// When the next delayed draft that passes the filter is due. Many other drafts may be read for
+    /// it, so a waiting runner asks for it once per wait.
+    pub(crate) fn next_due_ms(&self, filter: &DraftFilter) -> Result<Option<i64>, LibrarianError> {
+        let (condition, values) = conditions(filter);
+        self.database().statement("find the next due draft", |connection| {
+            Ok(connection
+                .prepare_cached(&format!(
+                    "SELECT due_at FROM drafts INDEXED BY drafts_delayed \
+                     WHERE state = 'pending' AND due_at > 0{condition} ORDER BY due_at LIMIT 1"
+                ))?
+                .query_row(parameters(&values).as_slice(), |row| row.get(0))
+                .optional()?)
+        })
+    }
+}
+
+/// Whether a draft that passes the filter has become claimable since this event and still is, and
+/// when the first of those is due that have been delayed since. Only the drafts of the events since
+/// then are read, because most drafts may be those of other runners.
+fn filtered_work(
+    connection: &Connection,
+    filter: &DraftFilter,
+    since: i64,
+) -> Result<(bool, Option<i64>), TransactionError> {
+    let (condition, values) = conditions(filter);
+    let mut parameters: Vec<(&str, &dyn ToSql)> = parameters(&values);
+    parameters.push((":since", &since));
+    Ok(connection
+        .prepare_cached(&format!(
+            "SELECT ifnull(max(due_at = 0 AND event IN ('submitted', 'requeued', 'recovered', \
+                                                        'released')), 0), \
+                    min(nullif(due_at, 0)) \
+             FROM history CROSS JOIN drafts ON drafts.seq = history.draft \
+             WHERE history.seq > :since AND drafts.state = 'pending'{condition}"
+        ))?
+        .query_row(parameters.as_slice(), |row| Ok((row.get(0)?, row.get(1)?)))?)
 }
 
 /// The `seq` of the history's last event; 0 if there is none.
@@ -68,11 +130,12 @@ mod tests {
         let metadata = DraftMetadata::new(DraftSourceSurface::Cli, SystemTime::now());
         let draft = Draft::with_metadata("text".to_owned(), metadata);
         let sql = Connection::open(store.path()).unwrap();
-        let mut seen = store.new_work(0).unwrap().last_event;
+        let all = Seeker::default();
+        let mut seen = store.new_work(&all, 0).unwrap().last_event;
         let mut now = || {
-            let found = store.new_work(seen).unwrap();
+            let found = store.new_work(&all, seen).unwrap();
             seen = found.last_event;
-            (found.work, store.new_work(seen).unwrap().work)
+            (found.work, store.new_work(&all, seen).unwrap().work)
         };
         let hold = || {
             store.transition(draft.id(), DraftState::Pending, DraftState::Processing).unwrap();
@@ -98,7 +161,7 @@ mod tests {
         store.requeue(&[draft.id()]).unwrap();
         assert_eq!(now(), (true, false), "requeued");
         leave("due_at = 1");
-        assert_eq!(store.new_work(0).unwrap().next_due_ms, Some(1));
-        assert!(!store.new_work(0).unwrap().work, "nothing can be claimed now");
+        assert_eq!(store.new_work(&all, 0).unwrap().next_due_ms, Some(1));
+        assert!(!store.new_work(&all, 0).unwrap().work, "nothing can be claimed now");
     }
 }
