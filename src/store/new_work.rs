@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, ToSql};
 
 use super::DraftStore;
-use super::filter::{conditions, parameters};
+use super::filter::{Values, conditions, parameters};
 use super::hold::hold_in_force;
 use crate::database::TransactionError;
 use crate::error::LibrarianError;
@@ -92,18 +92,25 @@ fn filtered_work(
     filter: &DraftFilter,
     since: i64,
 ) -> Result<(bool, Option<i64>), TransactionError> {
-    let (condition, values) = conditions(filter);
+    let (sql, values) = filtered_statement(filter);
     let mut parameters: Vec<(&str, &dyn ToSql)> = parameters(&values);
     parameters.push((":since", &since));
     Ok(connection
-        .prepare_cached(&format!(
-            "SELECT ifnull(max(due_at = 0 AND event IN ('submitted', 'requeued', 'recovered', \
-                                                        'released')), 0), \
-                    min(nullif(due_at, 0)) \
-             FROM history CROSS JOIN drafts ON drafts.seq = history.draft \
-             WHERE history.seq > :since AND drafts.state = 'pending'{condition}"
-        ))?
+        .prepare_cached(&sql)?
         .query_row(parameters.as_slice(), |row| Ok((row.get(0)?, row.get(1)?)))?)
+}
+
+/// The statement for [`filtered_work`], and its values but `:since`.
+pub(super) fn filtered_statement(filter: &DraftFilter) -> (String, Values) {
+    let (condition, values) = conditions(filter);
+    let sql = format!(
+        "SELECT ifnull(max(due_at = 0 AND event IN ('submitted', 'requeued', 'recovered', \
+                                                    'released')), 0), \
+                min(nullif(due_at, 0)) \
+         FROM history CROSS JOIN drafts ON drafts.seq = history.draft \
+         WHERE history.seq > :since AND drafts.state = 'pending'{condition}"
+    );
+    (sql, values)
 }
 
 /// The `seq` of the history's last event; 0 if there is none.

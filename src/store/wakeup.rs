@@ -270,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn each_draft_wakes_one_runner_without_a_filter_and_one_of_each_filter() {
+        let (_directory, store) = store();
+        let filters = ["", "a", "a", "b"].map(|project| match project {
+            "" => DraftFilter::default(),
+            project => DraftFilter::default().source_project(project),
+        });
+        let mut listeners = filters.map(|filter| {
+            let mut listener = store.listen().unwrap().unwrap();
+            assert!(listener.begin(&store, &filter));
+            listener
+        });
+        store.notify(1);
+        let asleep = listeners.each_mut().map(|listener| usize::from(listener.can_be_woken()));
+        let [all, a, other_a, b] = asleep;
+        assert_eq!((all, a + other_a, b), (0, 1, 0));
+        store.notify(1);
+        assert!(listeners.iter().all(|listener| !listener.can_be_woken()));
+    }
+
+    #[test]
     fn one_that_died_while_it_waited_takes_no_notification() {
         let (_directory, store) = store();
         let directory = store.create_runners_directory().unwrap();
