@@ -26,7 +26,7 @@ pub fn decisions(summary: &DraftRunSummary) -> String {
         (summary.quarantined, "quarantined"),
         (summary.deferred, "deferred"),
         (summary.errors, "without a decision"),
-        (summary.lost_claims, "lost to another runner"),
+        (summary.lost_claims, "taken from this run meanwhile"),
     ];
     let parts: Vec<String> = parts
         .into_iter()
