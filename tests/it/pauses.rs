@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use std::{fs, thread};
 
 use draftq::{
-    Draft, DraftState, DraftStore, ErrorKind, HoldKind, LibrarianError, NewHold, Outcome, Runner,
+    Cancellation, Draft, DraftState, DraftStore, ErrorKind, HoldKind, LibrarianError, NewHold,
+    Outcome, Runner, Waiter, Wake,
 };
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -318,6 +319,34 @@ fn a_loop_of_ones_own_learns_of_a_hold() {
     let outcome = Outcome::new(draftq::DraftProcessingDecision::Accepted).with_hold(LIMIT);
     store.finish(*claim, &outcome).unwrap();
     assert_eq!(store.holds().unwrap()[0].kind, HoldKind::Processor);
+}
+
+/// Otherwise a watch would begin run after run while a hold is in force.
+#[test]
+fn a_waiter_finds_no_work_while_a_hold_is_in_force() {
+    let (_directory, store) = store();
+    let wait = |waiter: &mut Waiter, time: u64| {
+        let deadline = Instant::now() + Duration::from_millis(time);
+        waiter.wait(deadline, &Cancellation::default()).unwrap()
+    };
+    store.hold(&NewHold::new("jo").processor("judge")).unwrap();
+    let mut waiter = Waiter::new(&store).unwrap().processor("judge");
+    let mut other = Waiter::new(&store).unwrap().processor("other");
+    store.submit(&draft("one")).unwrap();
+    let sql = Connection::open(store.path()).unwrap();
+    sql.execute("UPDATE drafts SET due_at = 1", []).unwrap();
+    store.submit(&draft("two")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(wait(&mut waiter, 400), Wake::Deadline);
+    }
+    assert_eq!(wait(&mut other, 60_000), Wake::Work);
+    store.end_holds(None).unwrap();
+    assert_eq!(wait(&mut waiter, 60_000), Wake::Work);
+    // At the end of a hold, also a waiter that marked what came before begins.
+    store.hold(&NewHold::new("jo").lasting(Duration::from_millis(300))).unwrap();
+    waiter.mark().unwrap();
+    assert_eq!(wait(&mut waiter, 60_000), Wake::Work);
+    assert_eq!(store.holds().unwrap(), []);
 }
 
 #[test]
