@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = env::args_os().nth(1).ok_or("name a database")?;
     let store = DraftStore::open(path)?;
     let cancellation = Cancellation::default();
-    let mut waiter = Waiter::new(&store)?;
+    let mut waiter = Waiter::new(&store)?.processor("own_loop");
     // Held for as long as this process claims drafts: it shows others that the process is alive.
     let runner = store.register_runner(RunnerInfo::new("own_loop").max_errors(3))?;
     while !cancellation.is_cancelled() {
@@ -50,7 +50,14 @@ fn run(
     store.recover(stale_before)?;
     store.release_due()?;
     let mut snapshot = store.pending_snapshot()?;
-    while let Some(claimed) = store.claim_next(runner, &mut snapshot)? {
+    loop {
+        let claimed = match store.claim_next(runner, &mut snapshot) {
+            Ok(Some(claimed)) => claimed,
+            Ok(None) => break,
+            // An operator has paused the processor. The wait ends with the hold.
+            Err(error) if error.kind() == ErrorKind::OnHold => break,
+            Err(error) => return Err(error.into()),
+        };
         let claim = match claimed {
             Claimed::Draft(claim) => *claim,
             // The draft is damaged. Its error is recorded already.

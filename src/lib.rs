@@ -56,6 +56,8 @@ mod draft;
 mod envelope;
 mod error;
 mod escape;
+mod filter;
+mod hold;
 mod id;
 mod json;
 mod metadata;
@@ -64,6 +66,7 @@ mod processor;
 mod processors;
 mod runner;
 mod state;
+mod stop;
 mod store;
 mod sweep;
 
@@ -77,6 +80,8 @@ pub use error::{
 pub use escape::{
     is_unsafe as is_unsafe_to_show, json as escape_json, line as escape_line, text as escape_text,
 };
+pub use filter::DraftFilter;
+pub use hold::{Hold, HoldKind, NewHold};
 pub use id::{DraftId, NotADraftId};
 pub use json::JsonText;
 pub use metadata::{DraftMetadata, DraftSource, DraftSourceSurface, MAX_METADATA_BYTES, MAX_TAGS};
@@ -89,12 +94,14 @@ pub use processors::exec::{
 };
 pub use processors::from_fn::{FromFn, from_fn};
 pub use runner::{
-    Cancellation, DEFAULT_PROCESSING_STALE_SECS, DraftRunError, DraftRunItem, DraftRunSummary,
-    RunReport, Runner, Waiter, Wake, WatchEvent, run_once,
+    Cancellation, DEFAULT_HOLD_WAIT_SECS, DEFAULT_PROCESSING_STALE_SECS, DraftRunError,
+    DraftRunItem, DraftRunSummary, RunReport, Runner, Waiter, Wake, WatchEvent, run_once,
 };
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
+pub use stop::{StopAction, StopSignal};
 pub use store::claimed::{Claim, Claimed};
 pub use store::counts::StoreStats;
+pub use store::operator_release::Released;
 pub use store::pages::DraftPage;
 pub use store::query::DraftQuery;
 pub use store::record::{DraftRecord, DraftSummary, HistoryEvent};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::LibrarianError;
 use crate::state::DraftProcessingDecision;
 
-/// The longest delay of a deferral, and the longest hold of a runner: 30 days. Longer ones are
+/// The longest delay of a deferral, and the longest hold that a processor can ask for: 30 days. Longer ones are
 /// shortened to this. A later due time can only come from a wrong clock.
 pub const MAX_DELAY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -64,8 +64,8 @@ impl Outcome {
         Self { retry_after: Some(delay), ..self }
     }
 
-    /// The runner claims nothing for this time, whatever the decision, for example because of a
-    /// rate limit.
+    /// The runners of this processor claim nothing for this time, whatever the decision, for example
+    /// because of a rate limit: the outcome sets a [`Hold`](crate::Hold).
     #[must_use]
     pub fn with_hold(self, hold: Duration) -> Self {
         Self { hold: Some(hold), ..self }
@@ -101,7 +101,7 @@ impl Outcome {
         self.retry_after
     }
 
-    /// How long the runner claims nothing.
+    /// How long the runners of this processor claim nothing.
     #[must_use]
     pub fn hold(&self) -> Option<Duration> {
         self.hold

@@ -4,6 +4,7 @@ use crate::draft::Draft;
 use crate::error::LibrarianError;
 use crate::outcome::Outcome;
 use crate::state::DraftProcessingDecision;
+use crate::stop::StopSignal;
 
 /// Decides about one draft at a time.
 ///
@@ -30,6 +31,23 @@ pub trait DraftProcessor {
     fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
         self.process(draft).map(Outcome::from)
     }
+
+    /// As [`process_to_outcome`](Self::process_to_outcome), with a signal that the result is no
+    /// longer wanted, because an operator took the draft from this runner. A processor that can stop
+    /// its work overrides this; the provided method ignores the signal. What is returned after it is
+    /// not stored as a decision.
+    ///
+    /// # Errors
+    ///
+    /// As for [`process`](Self::process).
+    fn process_until(
+        &mut self,
+        draft: &Draft,
+        stop: &StopSignal,
+    ) -> Result<Outcome, LibrarianError> {
+        let _ = stop;
+        self.process_to_outcome(draft)
+    }
 }
 
 impl<P: DraftProcessor + ?Sized> DraftProcessor for Box<P> {
@@ -39,5 +57,13 @@ impl<P: DraftProcessor + ?Sized> DraftProcessor for Box<P> {
 
     fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
         (**self).process_to_outcome(draft)
+    }
+
+    fn process_until(
+        &mut self,
+        draft: &Draft,
+        stop: &StopSignal,
+    ) -> Result<Outcome, LibrarianError> {
+        (**self).process_until(draft, stop)
     }
 }

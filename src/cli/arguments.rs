@@ -34,6 +34,24 @@ pub fn utf8_argument() -> impl TypedValueParser<Value = String> {
     })
 }
 
+/// A name or a reason: UTF-8, not blank, without control characters, at most 4096 bytes.
+pub fn name() -> impl TypedValueParser<Value = String> {
+    utf8_argument().try_map(|value| match value.as_str() {
+        value if value.trim().is_empty() => Err("expected a text that is not empty"),
+        value if value.len() > 4096 => Err("expected at most 4096 bytes"),
+        value if value.contains(char::is_control) => Err("expected no control characters"),
+        _ => Ok(value),
+    })
+}
+
+/// A length of time that is not zero.
+pub fn length_of_time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time >= Duration::from_millis(1) => Ok(time),
+        _ => Err("expected a length of time such as 90s, 15min, 2h or 1day".to_owned()),
+    }
+}
+
 /// A source surface, in snake_case or kebab-case.
 pub fn surface(text: &str) -> Result<DraftSourceSurface, String> {
     DraftSourceSurface::parse(text).ok_or_else(|| {

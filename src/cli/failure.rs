@@ -13,7 +13,7 @@ pub const EX_USAGE: u8 = 64;
 const EX_DATAERR: u8 = 65;
 /// No such draft, file or database.
 const EX_NOINPUT: u8 = 66;
-/// The run met errors, or drafts were deferred.
+/// The run met errors or a hold, or drafts were deferred.
 pub const EX_SOFTWARE: u8 = 70;
 /// A file or directory cannot be created.
 const EX_CANTCREAT: u8 = 73;
@@ -76,7 +76,7 @@ impl From<LibrarianError> for Failure {
         let code = match error.kind() {
             ErrorKind::BadInput => EX_DATAERR,
             ErrorKind::NotFound => EX_NOINPUT,
-            ErrorKind::Processor | ErrorKind::LostClaim => EX_SOFTWARE,
+            ErrorKind::Processor | ErrorKind::LostClaim | ErrorKind::OnHold => EX_SOFTWARE,
             ErrorKind::CannotCreate => EX_CANTCREAT,
             ErrorKind::Busy => EX_TEMPFAIL,
             ErrorKind::ForeignDatabase => EX_CONFIG,

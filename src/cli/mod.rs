@@ -6,21 +6,27 @@ mod completions;
 mod context;
 mod draft_table;
 mod failure;
+mod filter;
 mod input;
 mod jsonl;
 mod list;
 mod log;
 mod messages;
 mod output;
+mod pause;
 mod processing;
+mod processor_name;
 mod progress;
 mod provenance;
+mod release;
 mod requeue;
+mod resume;
 mod run;
 mod run_progress;
 mod selection;
 mod show;
 mod signals;
+mod signature;
 mod stats;
 mod submit;
 mod submit_files;
@@ -59,7 +65,7 @@ Examples:
   draftq list --state quarantined
 
 Exit codes:
-  0  done                       70  the run met errors, or drafts were deferred
+  0  done                       70  a run met errors, deferrals or a hold
   64 wrong usage                73  cannot create a file or directory
   65 bad input data             74  storage or input/output error
   66 no such draft, file,       75  database busy, try again
@@ -79,10 +85,13 @@ enum Command {
     Sweep(sweep::Sweep),
     Run(run::Run),
     Watch(watch::Watch),
+    Pause(pause::Pause),
+    Resume(resume::Resume),
     List(list::List),
     Show(show::Show),
     Stats(stats::Stats),
     Requeue(requeue::Requeue),
+    Release(release::Release),
     Completions(completions::Completions),
 }
 
@@ -109,10 +118,13 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Sweep(command) => command.run(&context),
         Command::Run(command) => command.run(&context),
         Command::Watch(command) => command.run(&context),
+        Command::Pause(command) => command.run(&context),
+        Command::Resume(command) => command.run(&context),
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
         Command::Requeue(command) => command.run(&context),
+        Command::Release(command) => command.run(&context),
         Command::Completions(command) => command.run(Arguments::command()),
     }
 }

@@ -12,8 +12,9 @@ use draftq::{
     DeferredDraftProcessor, DraftProcessor, DraftStore, LibrarianError, Runner,
 };
 
-use super::arguments::{one_or_more, seconds, zero_or_more};
+use super::arguments::{name, one_or_more, seconds, zero_or_more};
 use super::failure::Failure;
+use super::processor_name::default_name;
 use super::signals;
 
 /// The most workers. A larger number is most likely a typing error, because each worker is a thread
@@ -53,6 +54,11 @@ pub struct Processing {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ERRORS)]
     #[arg(value_parser = zero_or_more::<u32>)]
     max_errors: u32,
+    /// The processor's name, stored with its runners: `draftq pause --name` and holds that the
+    /// processor asks for concern all runners of this name [default: the program's file name, of an
+    /// interpreter that of its script, of `sh -c` and the like that of the interpreter].
+    #[arg(long, value_name = "NAME", value_parser = name())]
+    name: Option<String>,
     /// Kill programs that still run this long after the first signal (SIGINT, SIGTERM, SIGHUP or
     /// SIGQUIT) [default: no limit].
     #[arg(long, value_name = "SECS", value_parser = zero_or_more::<u64>)]
@@ -70,7 +76,8 @@ type AnyProcessor = Box<dyn DraftProcessor + Send>;
 
 /// One processor per worker.
 pub struct Processors {
-    pub name: &'static str,
+    /// What kind of processor it is, for the summary.
+    pub kind: &'static str,
     pub workers: Vec<AnyProcessor>,
 }
 
@@ -81,7 +88,7 @@ impl Processing {
         let Some((program, args)) = self.program.split_first() else {
             let workers =
                 (0..jobs).map(|_| Box::new(DeferredDraftProcessor) as AnyProcessor).collect();
-            return Ok(Processors { name: "deferred", workers });
+            return Ok(Processors { kind: "deferred", workers });
         };
         let timeout = self.timeout_secs.map(|secs| Duration::from_secs(secs.get()));
         let mut processor = CommandProcessor::new(program, args.to_vec())
@@ -91,11 +98,20 @@ impl Processing {
             processor = processor.decide_by_exit_code();
         }
         let workers = (0..jobs).map(|_| Box::new(processor.clone()) as AnyProcessor).collect();
-        Ok(Processors { name: "exec", workers })
+        Ok(Processors { kind: "exec", workers })
     }
 
-    pub fn runner(&self, store: &DraftStore, name: &str, cancellation: &Cancellation) -> Runner {
-        Runner::new(store, name)
+    /// The name of the processor, for the database.
+    fn processor_name(&self) -> String {
+        match (&self.name, self.program.split_first()) {
+            (Some(name), _) => name.clone(),
+            (None, Some((program, args))) => default_name(program, args),
+            (None, None) => "deferred".to_owned(),
+        }
+    }
+
+    pub fn runner(&self, store: &DraftStore, cancellation: &Cancellation) -> Runner {
+        Runner::new(store, &self.processor_name())
             .stale_after(Duration::from_secs(self.stale_processing_secs))
             .max_errors(self.max_errors)
             .cancellation(cancellation.clone())

@@ -1,4 +1,4 @@
-//! Where drafts came from: the options of `submit`, `sweep` and `run --sweep`.
+//! Where drafts came from: the options of `submit` and `sweep`.
 
 use std::time::SystemTime;
 
@@ -12,20 +12,20 @@ use super::arguments::{surface, utf8_argument};
 pub struct Provenance {
     /// The kind of source they came from.
     #[arg(long, value_name = "SURFACE", value_parser = surface)]
-    source_surface: Option<DraftSourceSurface>,
+    pub(super) source_surface: Option<DraftSourceSurface>,
     /// The agent that wrote them.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = utf8_argument())]
-    agent: Option<String>,
+    pub(super) agent: Option<String>,
     /// The project they belong to.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = utf8_argument())]
-    project: Option<String>,
+    pub(super) project: Option<String>,
     /// The person on whose behalf they were written.
     #[arg(long, value_name = "NAME", allow_hyphen_values = true, value_parser = utf8_argument())]
-    operator: Option<String>,
+    pub(super) operator: Option<String>,
     /// A free label; may be given several times.
     #[arg(long = "tag", value_name = "TAG", allow_hyphen_values = true)]
     #[arg(value_parser = utf8_argument())]
-    tags: Vec<String>,
+    pub(super) tags: Vec<String>,
 }
 
 impl Provenance {
@@ -39,14 +39,5 @@ impl Provenance {
             context_tags: self.tags.clone(),
             ..DraftMetadata::new(surface, SystemTime::now())
         }
-    }
-
-    /// Whether any of the options was given.
-    pub fn is_given(&self) -> bool {
-        self.source_surface.is_some()
-            || self.agent.is_some()
-            || self.project.is_some()
-            || self.operator.is_some()
-            || !self.tags.is_empty()
     }
 }

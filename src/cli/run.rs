@@ -7,23 +7,24 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use clap::Args;
-use draftq::RunReport;
+use draftq::{DEFAULT_HOLD_WAIT_SECS, DraftFilter, RunReport};
 
-use super::arguments::one_or_more;
+use super::arguments::{one_or_more, seconds, zero_or_more};
 use super::context::Context;
 use super::failure::{EX_SOFTWARE, Failure};
+use super::filter::RunFilter;
+use super::messages::message;
 use super::processing::Processing;
-use super::provenance::Provenance;
 use super::run_progress::RunProgress;
 use super::submit_files::SubmitFiles;
-use super::summary::{RunDocument, to_text};
+use super::summary::{RunDocument, to_text, why_not_zero};
 
 /// Process the pending drafts, once.
 ///
 /// The run recovers the drafts of dead runners, then claims the pending drafts one by one, in order
 /// of submission. The program decides about each draft, and the run stores the decision. Drafts
 /// that are submitted meanwhile are left for the next run. The exit code is 70 if there were errors
-/// or deferrals.
+/// or deferrals, or if the run ended at a hold (`draftq pause`); a line on standard error says which.
 #[derive(Debug, Args)]
 #[command(override_usage = "draftq run [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
@@ -31,6 +32,7 @@ Examples:
   draftq run --defer
   draftq run -- ./judge
   draftq run --jobs 4 --timeout-secs 120 -- ./ask-the-model --careful
+  draftq run --project billing -- ./judge-invoices
   draftq run --sweep ~/notes --exit-code -- sh -c 'grep -qv TODO || exit 75'")]
 pub struct Run {
     /// Submit the files below this path first, as `draftq sweep` does.
@@ -42,24 +44,27 @@ pub struct Run {
     /// Stop at the first error of the processor.
     #[arg(long)]
     fail_fast: bool,
+    /// How long to wait for the end of a hold, set by `draftq pause` for example, before the run
+    /// ends.
+    #[arg(long, value_name = "SECS", default_value_t = DEFAULT_HOLD_WAIT_SECS)]
+    #[arg(value_parser = zero_or_more::<u64>)]
+    hold_wait_secs: u64,
     #[command(flatten)]
     processing: Processing,
     #[command(flatten)]
-    provenance: Provenance,
+    filter: RunFilter,
 }
 
 impl Run {
     pub fn run(self, context: &Context) -> Result<ExitCode, Failure> {
         let mut processors = self.processing.processors()?;
-        if self.sweep.is_empty() && self.provenance.is_given() {
-            return Err(Failure::usage(
-                "flags such as --agent and --project describe the drafts of --sweep; give --sweep, or \
-                 leave them out",
-            ));
-        }
-        let files = match self.sweep.as_slice() {
-            [] => None,
-            paths => Some(SubmitFiles::new(paths, &self.provenance, context)?),
+        let (files, filter) = match self.sweep.as_slice() {
+            [] => (None, self.filter.to_filter()?),
+            paths => {
+                let provenance = self.filter.to_provenance();
+                let files = SubmitFiles::new(paths, &provenance, context)?;
+                (Some(files), DraftFilter::default())
+            }
         };
         let store = context.store()?;
         let cancellation = self.processing.cancellation_by_signal()?;
@@ -73,7 +78,9 @@ impl Run {
         let shown = Arc::clone(&progress);
         let runner = self
             .processing
-            .runner(&store, processors.name, &cancellation)
+            .runner(&store, &cancellation)
+            .filter(filter)
+            .hold_wait(seconds(self.hold_wait_secs))
             .limit(limit)
             .stop_at_error(self.fail_fast)
             .observer(move |summary| shown.show(summary));
@@ -85,7 +92,7 @@ impl Run {
         let output = context.output_for_scripts();
         if output.is_json() {
             let sweep = swept.as_ref();
-            output.json(&RunDocument { processor: processors.name, summary: &summary, sweep })?;
+            output.json(&RunDocument { processor: processors.kind, summary: &summary, sweep })?;
         } else {
             if let Some(swept) = &swept {
                 output.text(&swept.to_text())?;
@@ -94,10 +101,13 @@ impl Run {
         }
         match stopped_by {
             Some(error) => Err(error.into()),
-            None if summary.errors + summary.deferred + summary.lost_claims > 0 => {
-                Ok(ExitCode::from(EX_SOFTWARE))
-            }
-            None => Ok(ExitCode::SUCCESS),
+            None => match why_not_zero(&summary) {
+                Some(why) => {
+                    message(&format!("draftq: exit code {EX_SOFTWARE}: {why}"));
+                    Ok(ExitCode::from(EX_SOFTWARE))
+                }
+                None => Ok(ExitCode::SUCCESS),
+            },
         }
     }
 }

@@ -6,7 +6,7 @@ use draftq::DraftRunSummary;
 use serde::Serialize;
 
 use super::submit_files::SweepSummary;
-use super::wording::{count, duration};
+use super::wording::{count, duration, hold_end, was_or_were};
 
 /// The summary of a run as JSON.
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ pub fn decisions(summary: &DraftRunSummary) -> String {
         (summary.quarantined, "quarantined"),
         (summary.deferred, "deferred"),
         (summary.errors, "without a decision"),
-        (summary.lost_claims, "lost to another runner"),
+        (summary.lost_claims, "taken from this run meanwhile"),
     ];
     let parts: Vec<String> = parts
         .into_iter()
@@ -34,6 +34,32 @@ pub fn decisions(summary: &DraftRunSummary) -> String {
         .map(|(number, what)| format!("{number} {what}"))
         .collect();
     parts.join(", ")
+}
+
+/// Why the exit code of a run is not 0: errors, deferrals, lost claims, or a hold.
+pub fn why_not_zero(summary: &DraftRunSummary) -> Option<String> {
+    let drafts = |number: usize, what: &str| match number {
+        0 => None,
+        number => Some(format!("{} {} {what}", count(number, "draft"), was_or_were(number))),
+    };
+    let mut reasons: Vec<String> = [
+        (summary.errors > 0).then(|| count(summary.errors, "error")),
+        drafts(summary.deferred, "deferred"),
+        drafts(summary.lost_claims, "taken from this run meanwhile"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if let Some(hold) = &summary.hold {
+        let left = count(left(summary), "draft");
+        reasons.push(format!("{hold}; it lasts {}; {left} not begun", hold_end(hold)));
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+/// The drafts that the run has seen and not claimed.
+fn left(summary: &DraftRunSummary) -> usize {
+    summary.pending_seen.saturating_sub(summary.claimed + summary.claim_misses)
 }
 
 /// The summary of a run for a person.
@@ -49,7 +75,7 @@ pub fn to_text(summary: &DraftRunSummary, took: Duration, stale_after: Duration)
             "Moved {drafts} to failed after too many errors; see `draftq list --state failed`."
         ));
     }
-    let left = summary.pending_seen.saturating_sub(summary.claimed + summary.claim_misses);
+    let left = left(summary);
     lines.push(match (summary.claimed, left) {
         (0, 0) => "Nothing to do: no draft is pending and due.".to_owned(),
         (0, _) => "No draft was processed.".to_owned(),

@@ -5,15 +5,17 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use draftq::{ErrorKind, LibrarianError, RunReport, WatchEvent};
+use draftq::{ErrorKind, Hold, HoldKind, LibrarianError, RunReport, WatchEvent};
 
 use super::arguments::{one_or_more, seconds};
 use super::context::Context;
 use super::failure::Failure;
+use super::filter::Filter;
 use super::messages::message;
 use super::output::Output;
 use super::processing::Processing;
 use super::summary::{RunDocument, to_text};
+use super::wording::hold_end;
 
 /// A line of output lists at most this many drafts, so that the memory of a watch is bounded.
 const MAX_ITEMS: usize = 1_000;
@@ -21,7 +23,8 @@ const MAX_ITEMS: usize = 1_000;
 /// Process the pending drafts, and wait for more, until a signal.
 ///
 /// The signals are SIGINT, SIGTERM, SIGHUP and SIGQUIT. Prints a line for each iteration that did
-/// something. It continues after errors.
+/// something. It continues after errors. While `draftq pause` or another hold is in force, it claims
+/// nothing and waits.
 #[derive(Debug, Args)]
 #[command(override_usage = "draftq watch [OPTIONS] (--defer | -- PROGRAM [ARG]…)")]
 #[command(after_help = "\
@@ -39,6 +42,8 @@ pub struct Watch {
     iterations: Option<NonZeroU64>,
     #[command(flatten)]
     processing: Processing,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 impl Watch {
@@ -46,17 +51,22 @@ impl Watch {
         let mut processors = self.processing.processors()?;
         let store = context.store()?;
         let cancellation = self.processing.cancellation_by_signal()?;
-        let runner =
-            self.processing.runner(&store, processors.name, &cancellation).max_items(MAX_ITEMS);
+        let runner = self
+            .processing
+            .runner(&store, &cancellation)
+            .filter(self.filter.to_filter())
+            .max_items(MAX_ITEMS);
         // If the file is replaced, the runner must be able to close it.
         drop(store);
         let output = context.output_for_scripts();
-        let (name, poll_interval) = (processors.name, seconds(self.poll_secs.get()));
+        let (kind, poll_interval) = (processors.kind, seconds(self.poll_secs.get()));
+        let mut holds = ShownHolds::default();
         let iterations = self.iterations.map(NonZeroU64::get);
         runner.watch(&mut processors.workers, poll_interval, iterations, |event| {
             match event {
                 WatchEvent::Ran { report, took } => {
-                    self.print(output, name, &report, took)?;
+                    self.print(output, kind, &report, took)?;
+                    holds.show(report.summary.hold.as_ref());
                     report.stopped_by.map(go_on_after).transpose()?;
                 }
                 WatchEvent::Failed(error) => go_on_after(error)?,
@@ -93,6 +103,22 @@ impl Watch {
             return output.json(&RunDocument { processor, summary, sweep: None });
         }
         output.text(&to_text(summary, took, self.processing.stale_after()))
+    }
+}
+
+/// The holds that the watch has reported: each once.
+#[derive(Default)]
+struct ShownHolds(Option<Hold>);
+
+impl ShownHolds {
+    /// Report the hold at which an iteration ended, if it is a new one. The holds of a processor may
+    /// come with each draft, so they are not reported.
+    fn show(&mut self, hold: Option<&Hold>) {
+        let hold = hold.filter(|hold| hold.kind != HoldKind::Processor);
+        if let Some(hold) = hold.filter(|hold| self.0.as_ref() != Some(*hold)) {
+            message(&format!("draftq: {hold}; it lasts {}; the watch waits", hold_end(hold)));
+        }
+        self.0 = hold.cloned();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use draftq::from_unix_ms;
+use draftq::{Hold, from_unix_ms};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -33,6 +33,19 @@ pub fn duration(duration: Duration) -> String {
 /// A number with its noun, in the plural if needed.
 pub fn count(number: usize, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// The singular for one, and the plural for any other number.
+pub fn plural(number: usize, one: &'static str, several: &'static str) -> &'static str {
+    if number == 1 { one } else { several }
+}
+
+/// When a hold ends.
+pub fn hold_end(hold: &Hold) -> String {
+    match hold.until_unix_ms {
+        Some(until) => format!("until {}", time(until)),
+        None => "without an end".to_owned(),
+    }
 }
 
 /// The verb for this number of things.

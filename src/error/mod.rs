@@ -13,6 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::hold::Hold;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
@@ -105,6 +106,31 @@ pub enum LibrarianError {
         pid: i64,
         /// The name of its processor.
         processor: String,
+    },
+
+    /// No live runner holds the draft, so that there is nothing to release.
+    #[error("draft {id} is {state}, and no live runner holds it; a requeue moves such a draft")]
+    DraftNotHeld {
+        /// The draft.
+        id: DraftId,
+        /// The state that it is in.
+        state: DraftState,
+    },
+
+    /// A hold is in force for the runner's processor, so that nothing was claimed.
+    #[error("nothing was claimed: {hold}")]
+    OnHold {
+        /// The hold.
+        hold: Box<Hold>,
+    },
+
+    /// A hold that cannot be set.
+    #[error("the hold was not set: {what} {problem}")]
+    InvalidHold {
+        /// Which part of it is wrong.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
     },
 
     /// The store rejects this draft.
@@ -343,6 +369,8 @@ pub enum ErrorKind {
     Processor,
     /// The claim is no longer the caller's; continue with the next draft.
     LostClaim,
+    /// The processor is on hold: wait for the end of the hold, or end it.
+    OnHold,
     /// A file or directory cannot be created: check the path and its modes.
     CannotCreate,
     /// Storage failed: disk full, file damaged, input or output error.
@@ -361,6 +389,8 @@ impl LibrarianError {
             Self::InvalidDraftTransition { .. }
             | Self::DraftAlreadyExists { .. }
             | Self::DraftHeld { .. }
+            | Self::DraftNotHeld { .. }
+            | Self::InvalidHold { .. }
             | Self::DraftRejected { .. }
             | Self::DraftJson(_)
             | Self::UnsupportedDraftSchema { .. }
@@ -369,6 +399,7 @@ impl LibrarianError {
                 ErrorKind::NotFound
             }
             Self::LostClaim { .. } | Self::RunnerEnded { .. } => ErrorKind::LostClaim,
+            Self::OnHold { .. } => ErrorKind::OnHold,
             Self::Processor(_)
             | Self::NotYetImplemented { .. }
             | Self::LlmInvocationFailed { .. }

@@ -15,19 +15,23 @@ use std::time::{Duration, Instant};
 use tracing::{Dispatch, Span, dispatcher};
 
 use super::batch_size::BatchSize;
+use super::hold_wait::HoldWait;
 use super::lock::lock;
 use super::options::Runner;
 use super::summary::{DraftRunSummary, RunReport};
 use crate::error::LibrarianError;
+use crate::hold::Hold;
+use crate::stop::StopSignal;
 use crate::store::claimed::{Claim, Next};
 use crate::store::exchange::Processed;
+use crate::store::held_claims::ClaimId;
 use crate::store::snapshot::PendingSnapshot;
 
 /// Drafts that were claimed ahead and that no worker has taken for this long are released, so that
 /// another runner can claim them.
 pub(super) const IDLE_CLAIM_LIMIT: Duration = Duration::from_millis(20);
 
-/// How often a waiting worker checks whether the run has ended.
+/// How often a worker that waits for the end of a hold checks whether the run has ended.
 const END_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// One run, shared by its workers and its writer thread.
@@ -43,6 +47,10 @@ pub(super) struct Dispatcher<'r> {
     pub(super) writer_needed: Condvar,
     /// How many drafts workers have taken.
     pub(super) taken: AtomicUsize,
+    /// By which a worker's processor learns that its result is no longer wanted, for each worker.
+    pub(super) stops: Vec<StopSignal>,
+    /// The number of the next worker.
+    pub(super) next_worker: AtomicUsize,
     pub(super) report: Mutex<RunReport>,
 }
 
@@ -58,6 +66,16 @@ pub(super) struct State {
     pub(super) claimed_ahead_changed: Instant,
     /// How many drafts workers are processing.
     pub(super) processing: usize,
+    /// The draft that each worker is processing.
+    pub(super) in_hand: Vec<Option<InHand>>,
+    /// When the runner last checked whether it still holds them.
+    pub(super) claims_checked: Instant,
+    /// The hold that is in force, while the run waits for its end.
+    pub(super) hold: Option<HoldWait>,
+    /// A processor asked for a hold that is not stored yet.
+    pub(super) hold_requested: bool,
+    /// The hold at which the run ends.
+    pub(super) ended_at: Option<Hold>,
     /// A worker is processing a suspect: nothing else is claimed until it is finished.
     pub(super) holds_suspect: bool,
     /// The kind of draft that follows the last claim.
@@ -76,6 +94,15 @@ pub(super) struct State {
     pub(super) last_result: Instant,
     /// A failure of the machine was logged already.
     pub(super) machine_fault_logged: bool,
+}
+
+/// A draft that a worker is processing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InHand {
+    pub(super) claim: ClaimId,
+    pub(super) since: Instant,
+    /// Its claim was lost, and the processor was told to stop.
+    pub(super) stopped: bool,
 }
 
 impl<'r> Dispatcher<'r> {
@@ -97,6 +124,11 @@ impl<'r> Dispatcher<'r> {
                 claimed_ahead: VecDeque::new(),
                 claimed_ahead_changed: Instant::now(),
                 processing: 0,
+                in_hand: vec![None; workers],
+                claims_checked: Instant::now(),
+                hold: None,
+                hold_requested: false,
+                ended_at: None,
                 holds_suspect: false,
                 next: Next::Drafts,
                 processed: Vec::new(),
@@ -111,6 +143,8 @@ impl<'r> Dispatcher<'r> {
             claims_arrived: Condvar::new(),
             writer_needed: Condvar::new(),
             taken: AtomicUsize::new(0),
+            stops: (0..workers).map(|_| StopSignal::default()).collect(),
+            next_worker: AtomicUsize::new(0),
             report: Mutex::new(RunReport { summary, stopped_by: None }),
         }
     }
@@ -127,28 +161,31 @@ impl<'r> Dispatcher<'r> {
         lock(&self.state).stopped = true;
     }
 
-    /// The next claim for a worker; `None` when the run has ended.
-    pub(super) fn take_claim(&self) -> Option<Box<Claim>> {
+    /// The next claim for this worker; `None` when the run has ended.
+    pub(super) fn take_claim(&self, worker: usize) -> Option<Box<Claim>> {
         let mut state = lock(&self.state);
         loop {
-            if state.stopped || self.runner.cancellation.is_cancelled() {
+            if state.stopped || state.ended_at.is_some() || self.runner.cancellation.is_cancelled()
+            {
                 return None;
             }
             if state.claimed_ahead.is_empty() && state.is_done() {
                 return None;
             }
-            if let Some(until) = self.runner.held_until() {
+            if state.is_on_hold() {
                 self.writer_needed.notify_one();
-                drop(state);
-                // Not to the end of the hold at once, because an error may end the run before.
-                let check = until.min(Instant::now() + END_CHECK_INTERVAL);
-                let _ = self.runner.cancellation.wait_until(check);
-                state = lock(&self.state);
+                let check = Instant::now() + END_CHECK_INTERVAL;
+                state = wait(&self.claims_arrived, state, Some(check));
                 continue;
             }
             if let Some(claim) = state.claimed_ahead.pop_front() {
-                state.claimed_ahead_changed = Instant::now();
+                let now = Instant::now();
+                state.claimed_ahead_changed = now;
                 state.processing += 1;
+                let in_hand = InHand { claim: claim.claim_id(), since: now, stopped: false };
+                if let Some(slot) = state.in_hand.get_mut(worker) {
+                    *slot = Some(in_hand);
+                }
                 self.taken.fetch_add(1, Ordering::Relaxed);
                 return Some(claim);
             }
@@ -159,21 +196,28 @@ impl<'r> Dispatcher<'r> {
         }
     }
 
-    pub(super) fn submit_result(&self, processed: Processed, took: Duration) {
+    pub(super) fn submit_result(&self, worker: usize, mut processed: Processed, took: Duration) {
         let mut state = lock(&self.state);
         state.processing -= 1;
         state.batch_size.record(took);
+        if let Some(slot) = state.in_hand.get_mut(worker)
+            && let Some(InHand { stopped: true, .. }) = slot.take()
+        {
+            processed.unwanted = true;
+            if let Some(stop) = self.stops.get(worker) {
+                stop.reset();
+            }
+        }
         match &processed.result {
             Ok(outcome) => {
-                if let Some(hold) = outcome.hold() {
-                    self.runner.hold_for(hold);
-                }
+                state.hold_requested |= outcome.hold().is_some_and(|hold| !hold.is_zero());
             }
+            Err(_) if processed.unwanted => {}
             Err(error) => state.stopped |= self.runner.stop_at_error || !error.is_charged(),
         }
         state.processed.push(processed);
         let last_before_suspect = state.waits_until_idle() && state.processing == 0;
-        if state.processed_since.is_none() || last_before_suspect {
+        if state.processed_since.is_none() || last_before_suspect || state.hold_requested {
             state.processed_since.get_or_insert_with(Instant::now);
             self.writer_needed.notify_one();
         }
@@ -192,6 +236,7 @@ impl<'r> Dispatcher<'r> {
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
         let summary = &mut report.summary;
         summary.claimed = self.taken.into_inner();
+        summary.hold = state.ended_at;
         if state.abandoned {
             self.runner.drop_registration();
         } else if state.snapshot.is_used_up() {
@@ -205,6 +250,11 @@ impl State {
     /// Whether no more can be claimed.
     pub(super) fn is_done(&self) -> bool {
         self.left == 0 || self.snapshot.is_used_up()
+    }
+
+    /// Whether workers take no drafts because of a hold.
+    pub(super) fn is_on_hold(&self) -> bool {
+        self.hold.is_some() || self.hold_requested || self.ended_at.is_some()
     }
 
     /// Whether nothing may be claimed while a worker is processing a draft.

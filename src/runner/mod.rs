@@ -6,6 +6,8 @@
 //! | `options.rs` | a runner, its options and its registration |
 //! | `run.rs` | one run |
 //! | `dispatcher.rs` | the state that a run's workers and its writer thread share |
+//! | `hold_wait.rs` | waits for the end of a hold |
+//! | `lost_claims.rs` | stops the processors of drafts whose claims were lost |
 //! | `worker.rs` | takes claims, calls the processor, submits the results |
 //! | `writer.rs` | the thread that claims from the store and stores results |
 //! | `batch_size.rs` | how many drafts to claim at once |
@@ -19,7 +21,9 @@
 mod batch_size;
 mod cancellation;
 mod dispatcher;
+mod hold_wait;
 mod lock;
+mod lost_claims;
 mod options;
 mod report;
 mod run;
@@ -30,7 +34,7 @@ mod worker;
 mod writer;
 
 pub use self::cancellation::Cancellation;
-pub use self::options::{DEFAULT_PROCESSING_STALE_SECS, Runner};
+pub use self::options::{DEFAULT_HOLD_WAIT_SECS, DEFAULT_PROCESSING_STALE_SECS, Runner};
 pub use self::run::run_once;
 pub use self::summary::{DraftRunError, DraftRunItem, DraftRunSummary, RunReport};
 pub use self::wait::{Waiter, Wake};

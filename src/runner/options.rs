@@ -2,18 +2,21 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::cancellation::Cancellation;
 use super::lock::lock;
 use super::summary::DraftRunSummary;
 use crate::error::LibrarianError;
-use crate::outcome::MAX_DELAY;
+use crate::filter::DraftFilter;
 use crate::store::DraftStore;
 use crate::store::registration::{DEFAULT_MAX_ERRORS, RunnerInfo, RunnerRegistration};
 
 /// The age in seconds at which a claim without an owner is recovered.
 pub const DEFAULT_PROCESSING_STALE_SECS: u64 = 900;
+
+/// How many seconds a run waits for the end of a hold if not set.
+pub const DEFAULT_HOLD_WAIT_SECS: u64 = 10;
 
 type Observer = Box<dyn Fn(&DraftRunSummary) + Send + Sync>;
 
@@ -34,8 +37,8 @@ pub struct Runner {
     pub(super) cancellation: Cancellation,
     pub(super) observer: Option<Observer>,
     pub(super) registration: Mutex<Option<Arc<RunnerRegistration>>>,
-    /// Nothing is claimed before this, because a processor asked the runner to hold.
-    pub(super) hold_until: Mutex<Option<Instant>>,
+    pub(super) filter: DraftFilter,
+    pub(super) hold_wait: Duration,
 }
 
 impl fmt::Debug for Runner {
@@ -50,7 +53,8 @@ impl fmt::Debug for Runner {
 }
 
 impl Runner {
-    /// A runner over this store. `processor` is the name of the processor in the `runners` table.
+    /// A runner over this store. `processor` is the name of the processor in the `runners` table, and
+    /// the name by which holds concern it.
     pub fn new(store: &DraftStore, processor: &str) -> Self {
         Self {
             store: store.clone(),
@@ -64,7 +68,8 @@ impl Runner {
             cancellation: Cancellation::default(),
             observer: None,
             registration: Mutex::new(None),
-            hold_until: Mutex::new(None),
+            filter: DraftFilter::default(),
+            hold_wait: Duration::from_secs(DEFAULT_HOLD_WAIT_SECS),
         }
     }
 
@@ -106,6 +111,18 @@ impl Runner {
         Self { cancellation, ..self }
     }
 
+    /// Claim only drafts that pass the filter, so that several processors share one inbox, each with
+    /// its own drafts; all if not set. Recovery concerns all drafts.
+    pub fn filter(self, filter: DraftFilter) -> Self {
+        Self { filter, ..self }
+    }
+
+    /// How long a run waits for the end of a [`Hold`](crate::Hold) before it ends; 10 s if not set. A
+    /// [`watch`](Self::watch) waits for as long as the hold lasts.
+    pub fn hold_wait(self, hold_wait: Duration) -> Self {
+        Self { hold_wait, ..self }
+    }
+
     /// Call this with the progress of the run: when the number of pending drafts is known, and
     /// after each draft. It is called on threads of the run, one at a time; a slow observer slows
     /// the run.
@@ -135,16 +152,5 @@ impl Runner {
         if let Some(observer) = &self.observer {
             observer(summary);
         }
-    }
-
-    /// Until when the runner holds, if it does.
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        lock(&self.hold_until).filter(|until| *until > Instant::now())
-    }
-
-    pub(super) fn hold_for(&self, hold: Duration) {
-        let until = Instant::now().checked_add(hold.min(MAX_DELAY));
-        let mut hold_until = lock(&self.hold_until);
-        *hold_until = (*hold_until).max(until);
     }
 }

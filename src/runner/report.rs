@@ -13,7 +13,7 @@ use crate::store::finish::Stored;
 
 impl Dispatcher<'_> {
     /// Report a draft that was moved durably, or whose claim was lost.
-    pub(super) fn report(&self, Processed { claim, result }: Processed, stored: Stored) {
+    pub(super) fn report(&self, Processed { claim, result, unwanted }: Processed, stored: Stored) {
         let id = claim.draft().id();
         match (stored, &result) {
             (Stored::ClaimLost, _) => {
@@ -32,6 +32,7 @@ impl Dispatcher<'_> {
             (Stored::Moved, Err(error)) => self.report_error(id, error.class()),
         }
         if let Err(error) = result
+            && !unwanted
             && (self.runner.stop_at_error
                 || (!error.is_charged() && !self.runner.cancellation.is_cancelled()))
         {

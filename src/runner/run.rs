@@ -27,6 +27,10 @@ impl Runner {
     /// none is reported before it is durable. After a crash, drafts whose move was not durable are
     /// processed again.
     ///
+    /// While a [`Hold`](crate::Hold) is in force for the processor, nothing is claimed; drafts that
+    /// workers are processing are finished. The run waits for the end of the hold
+    /// ([`hold_wait`](Self::hold_wait)), and then ends; [`DraftRunSummary::hold`] says so.
+    ///
     /// # Panics
     ///
     /// If a processor or the observer panics. The other workers finish their drafts first. The
@@ -126,8 +130,8 @@ impl Runner {
         let recovery = self.store.recover(stale_before)?;
         summary.recovered_processing = recovery.to_pending.len();
         summary.exhausted = recovery.to_failed.len();
-        self.store.release_due()?;
-        let snapshot = self.store.pending_snapshot()?;
+        self.store.release_due_of(&self.filter)?;
+        let snapshot = self.store.filtered_snapshot(&self.filter)?;
         summary.pending_seen = snapshot.pending_seen();
         Ok(snapshot)
     }
@@ -151,7 +155,8 @@ impl Drop for Abandoning<'_> {
 /// before `now - stale_after`), reads which drafts are pending then, and claims, processes and
 /// moves them one by one, in order of submission. Drafts that are submitted later, or that this run
 /// deferred, are left for the next run. Drafts that another runner claims first are counted as
-/// `claim_misses`.
+/// `claim_misses`. The name of the processor is `library`; during a hold it waits for at most 10 s,
+/// then ends ([`DraftRunSummary::hold`]).
 ///
 /// # Errors
 ///

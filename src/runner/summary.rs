@@ -4,6 +4,7 @@ use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 use tracing::Span;
 
 use crate::error::LibrarianError;
+use crate::hold::Hold;
 use crate::id::DraftId;
 use crate::state::{DraftProcessingDecision, DraftState};
 
@@ -87,17 +88,20 @@ pub struct DraftRunSummary {
     pub error_items: Vec<DraftRunError>,
     /// Drafts that are in neither list, because the runner limits their number.
     pub items_left_out: usize,
+    /// The hold at which the run ended, with drafts left.
+    pub hold: Option<Hold>,
 }
 
 impl Serialize for DraftRunSummary {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let counts = self.counts();
-        let mut fields = serializer.serialize_struct("DraftRunSummary", counts.len() + 2)?;
+        let mut fields = serializer.serialize_struct("DraftRunSummary", counts.len() + 3)?;
         for (name, count) in counts {
             fields.serialize_field(name, &count)?;
         }
         fields.serialize_field("items", &MergedItems(self))?;
         fields.serialize_field("items_left_out", &self.items_left_out)?;
+        fields.serialize_field("hold", &self.hold)?;
         fields.end()
     }
 }

@@ -1,19 +1,22 @@
 //! Waiting for work.
 //!
-//! Four things wake a waiting runner. A **notification**: a process that submits or requeues wakes
+//! Five things wake a waiting runner. A **notification**: a process that submits or requeues wakes
 //! one waiting runner for each draft, within some ten microseconds (`store/wakeup.rs`). The **end
 //! of a runner**: the kernel closes its lock file, which inotify reports. A **due time**, which is
-//! known beforehand. And **polling**, for writers that do not notify, such as a SQL shell: a cheap
-//! query for the end of the history, twice a second.
+//! known beforehand. The **end of a hold**: while a hold is in force, nothing else wakes a runner. And
+//! **polling**, for writers that do not notify, such as a SQL shell: a cheap query for the end of the
+//! history, twice a second.
 
 use std::time::{Duration, Instant};
 
 use super::cancellation::Cancellation;
 use crate::error::LibrarianError;
+use crate::filter::DraftFilter;
 use crate::store::DraftStore;
+use crate::store::new_work::Seeker;
 use crate::store::wakeup::{Event, Listener};
 
-/// How often to poll for new work of writers that do not notify, and for a cancellation.
+/// How often to poll for new work of writers that do not notify, for a hold, and for a cancellation.
 ///
 /// A draft that a poll finds was most often submitted a moment ago, and another runner was woken
 /// for it. So this runner begins only if the next poll finds a draft that was there at this one:
@@ -26,6 +29,22 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(900);
 
 /// The kernel reports that a lock file was closed a moment before it frees the lock.
 const LOCK_RELEASE: Duration = Duration::from_millis(2);
+
+/// A wait that is longer than any other.
+const FAR: Duration = Duration::from_secs(86_400);
+
+/// What a wait knows of the work to come.
+struct Polling {
+    /// When to look for new work.
+    next: Instant,
+    /// When the next delayed draft is due.
+    due: Option<Instant>,
+    /// Whether the next poll begins with any draft that it finds. True at first, because nobody may
+    /// have been woken for what was submitted before this wait.
+    begin_at_once: bool,
+    /// The seq of the last draft that the last poll found.
+    last_seen: Option<i64>,
+}
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +68,11 @@ pub enum Wake {
 pub struct Waiter {
     store: DraftStore,
     listener: Option<Listener>,
+    seeker: Seeker,
     mark: i64,
     next_check: Instant,
+    /// A hold was in force when it was last looked for.
+    on_hold: bool,
 }
 
 impl Waiter {
@@ -63,10 +85,35 @@ impl Waiter {
     /// and [`LibrarianError::Untrusted`] if the runners directory cannot be used.
     pub fn new(store: &DraftStore) -> Result<Self, LibrarianError> {
         let listener = store.listen()?;
-        let mut waiter =
-            Self { store: store.clone(), listener, mark: 0, next_check: Instant::now() };
+        let mut waiter = Self {
+            store: store.clone(),
+            listener,
+            seeker: Seeker::default(),
+            mark: 0,
+            next_check: Instant::now(),
+            on_hold: false,
+        };
         waiter.mark()?;
         Ok(waiter)
+    }
+
+    /// Wait for a processor of this name, and so for the end of its holds. If not set, only holds for
+    /// all processors are heeded.
+    #[must_use]
+    pub fn processor(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.seeker.processor);
+        self
+    }
+
+    /// Wait for drafts that pass the filter; all if not set.
+    #[must_use]
+    pub fn filter(self, filter: DraftFilter) -> Self {
+        Self { seeker: Seeker { filter, ..self.seeker }, ..self }
+    }
+
+    /// The last run met a hold, so the end of the hold ends the next wait, also if it is over already.
+    pub(super) fn expect_end_of_hold(&mut self) {
+        self.on_hold = true;
     }
 
     /// Ignore everything that happened up to now. Call it before each run.
@@ -79,7 +126,7 @@ impl Waiter {
             self.listener = self.store.listen()?;
         }
         // No event is newer than the largest number.
-        self.mark = self.store.new_work(i64::MAX)?.last_event;
+        self.mark = self.store.new_work(&self.seeker, i64::MAX)?.last_event;
         Ok(())
     }
 
@@ -111,11 +158,12 @@ impl Waiter {
         deadline: Instant,
         cancellation: &Cancellation,
     ) -> Result<Wake, LibrarianError> {
-        let mut next_poll = Instant::now();
-        let mut due = None;
-        // Nobody may have been woken for what was submitted before this wait.
-        let mut begin_at_once = true;
-        let mut last_seen = None;
+        let mut polling =
+            Polling { next: Instant::now(), due: None, begin_at_once: true, last_seen: None };
+        if !self.seeker.filter.is_empty() {
+            let due = self.store.next_due_ms(&self.seeker.filter)?;
+            polling.due = due.map(|due_ms| self.instant_of(due_ms));
+        }
         loop {
             let now = Instant::now();
             if cancellation.is_cancelled() {
@@ -124,38 +172,13 @@ impl Waiter {
             if now >= deadline {
                 return Ok(Wake::Deadline);
             }
+            // While a hold is in force, a due draft is no work.
+            let due = polling.due.filter(|_| !self.on_hold);
             if due.is_some_and(|due| now >= due) {
                 return Ok(Wake::Work);
             }
-            if now >= next_poll {
-                let new_work = self.store.new_work(self.mark)?;
-                if let Some(claimable) = new_work.claimable
-                    && (begin_at_once || last_seen.is_some_and(|last| claimable.first <= last))
-                {
-                    return Ok(Wake::Work);
-                }
-                begin_at_once = false;
-                last_seen = new_work.claimable.map(|claimable| claimable.last);
-                due = new_work.next_due_ms.map(|due_ms| {
-                    let left = due_ms.saturating_sub(self.store.clock().now_ms()).max(0);
-                    now + Duration::from_millis(left.unsigned_abs()).min(deadline - now)
-                });
-                next_poll = now + POLL_INTERVAL;
-                if self.next_check < now + POLL_INTERVAL / 2 {
-                    self.next_check = now;
-                }
-                if new_work.claimable.is_none() {
-                    self.mark = new_work.last_event;
-                    if let Some(listener) = &mut self.listener
-                        && !listener.can_be_woken()
-                        && listener.begin(&self.store)
-                    {
-                        // Nobody may have been woken for what was submitted since the query.
-                        begin_at_once = true;
-                        next_poll = now;
-                        continue;
-                    }
-                }
+            if now >= polling.next && self.poll(&mut polling, now)? {
+                return Ok(Wake::Work);
             }
             if now >= self.next_check {
                 self.next_check = now + CHECK_INTERVAL;
@@ -167,21 +190,80 @@ impl Waiter {
                     return Ok(Wake::Work);
                 }
             }
-            let until = [Some(deadline), due, Some(next_poll), Some(self.next_check)];
+            let due = polling.due.filter(|_| !self.on_hold);
+            let until = [Some(deadline), due, Some(polling.next), Some(self.next_check)];
             let until = until.into_iter().flatten().min().unwrap_or(deadline);
             match self.wait_for_event(until) {
                 Event::Woken => {
-                    begin_at_once = true;
-                    next_poll = Instant::now();
+                    polling.begin_at_once = true;
+                    polling.next = Instant::now();
                 }
                 Event::RunnerEnded => self.next_check = Instant::now() + LOCK_RELEASE,
                 Event::Lost => {
-                    next_poll = Instant::now();
+                    polling.next = Instant::now();
                     self.listener = self.store.listen().unwrap_or_default();
                 }
                 Event::None => {}
             }
         }
+    }
+
+    /// Look for work; whether there is some.
+    fn poll(&mut self, polling: &mut Polling, now: Instant) -> Result<bool, LibrarianError> {
+        let new_work = self.store.new_work(&self.seeker, self.mark)?;
+        if let Some(hold) = new_work.hold {
+            self.on_hold = true;
+            if self.listener.as_mut().is_some_and(Listener::end) {
+                // This runner does not run now, so another one must.
+                self.store.notify(1);
+            }
+            let end = hold.until_unix_ms.map(|until_ms| self.instant_of(until_ms));
+            polling.next = end.into_iter().fold(now + POLL_INTERVAL, Instant::min);
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.on_hold) {
+            // There may be work that came before the mark.
+            return Ok(true);
+        }
+        let seen_before = |first: i64| polling.last_seen.is_some_and(|last| first <= last);
+        if let Some(claimable) = new_work.claimable
+            && (polling.begin_at_once || seen_before(claimable.first))
+        {
+            return Ok(true);
+        }
+        polling.begin_at_once = false;
+        polling.last_seen = new_work.claimable.map(|claimable| claimable.last);
+        let due = new_work.next_due_ms.map(|due_ms| self.instant_of(due_ms));
+        polling.due = match self.seeker.filter.is_empty() {
+            true => due,
+            // Only the drafts that have moved since the mark were read.
+            false => polling.due.into_iter().chain(due).min(),
+        };
+        polling.next = now + POLL_INTERVAL;
+        if self.next_check < now + POLL_INTERVAL / 2 {
+            self.next_check = now;
+        }
+        if new_work.claimable.is_some() {
+            return Ok(false);
+        }
+        self.mark = new_work.last_event;
+        if let Some(listener) = &mut self.listener
+            && !listener.can_be_woken()
+            && listener.begin(&self.store, &self.seeker.filter)
+        {
+            // Nobody may have been woken for what was submitted since the query.
+            polling.begin_at_once = true;
+            polling.next = now;
+        }
+        Ok(false)
+    }
+
+    /// The moment at which the store's clock shows this time, if it is not set meanwhile.
+    fn instant_of(&self, unix_ms: i64) -> Instant {
+        let left = unix_ms.saturating_sub(self.store.clock().now_ms()).max(0);
+        let now = Instant::now();
+        // A moment beyond the range of the clock is later than any deadline.
+        now.checked_add(Duration::from_millis(left.unsigned_abs())).unwrap_or(now + FAR)
     }
 
     fn wait_for_event(&mut self, until: Instant) -> Event {
@@ -201,7 +283,7 @@ mod tests {
 
     fn woken(store: &DraftStore) -> Waiter {
         let mut waiter = Waiter::new(store).unwrap();
-        assert!(waiter.listener.as_mut().unwrap().begin(store));
+        assert!(waiter.listener.as_mut().unwrap().begin(store, &DraftFilter::default()));
         store.notify(1);
         waiter
     }
@@ -213,7 +295,7 @@ mod tests {
         let in_a_minute = Instant::now() + Duration::from_secs(60);
         let mut waiter = woken(&store);
         let mut other = store.listen().unwrap().unwrap();
-        assert!(other.begin(&store));
+        assert!(other.begin(&store, &DraftFilter::default()));
         let cancellation = Cancellation::default();
         cancellation.cancel();
         assert_eq!(waiter.wait(in_a_minute, &cancellation).unwrap(), Wake::Cancelled);

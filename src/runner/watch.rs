@@ -22,6 +22,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// An event of a watch.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one event per iteration")]
 #[non_exhaustive]
 pub enum WatchEvent<'a> {
     /// An iteration ended. If an error ended it early, the watch continues.
@@ -60,6 +61,9 @@ impl Runner {
     /// failed iteration the watch pauses for a second, then two, and so on up to the
     /// `poll_interval`.
     ///
+    /// An iteration that meets a [`Hold`](crate::Hold) ends, does not count, and the next one begins
+    /// within a second of the end of the hold.
+    ///
     /// A waiting watch notices within a second that the database was removed or replaced, and a
     /// working one at the next claim or decision. A decision that could not be stored is lost with
     /// the file. The watch consumes the runner, because another clone of its store would keep the
@@ -82,8 +86,10 @@ impl Runner {
     ) -> Result<(), E> {
         let poll_interval = poll_interval.min(LONGEST_INTERVAL);
         self.backs_off = true;
+        // The waiter waits for the end of a hold.
+        self.hold_wait = Duration::ZERO;
         let cancellation = self.cancellation.clone();
-        let mut waiter = Waiter::new(&self.store)?;
+        let mut waiter = self.waiter()?;
         let mut pause = FIRST_PAUSE;
         let mut iterations_left = iterations.unwrap_or(u64::MAX);
         while iterations_left > 0 {
@@ -97,7 +103,7 @@ impl Runner {
                     return Ok(());
                 };
                 self.store = store;
-                waiter = Waiter::new(&self.store)?;
+                waiter = self.waiter()?;
                 on_event(WatchEvent::Reopened { path: &path })?;
             }
             let started = Instant::now();
@@ -107,8 +113,13 @@ impl Runner {
             }
             let report = self.run(processors, SystemTime::now());
             let failed = report.stopped_by.is_some();
+            let on_hold = report.summary.hold.is_some();
             on_event(WatchEvent::Ran { report, took: started.elapsed() })?;
-            iterations_left -= 1;
+            if on_hold {
+                waiter.expect_end_of_hold();
+            } else {
+                iterations_left -= 1;
+            }
             if iterations_left == 0 || !self.store.is_current() {
                 continue;
             }
@@ -134,6 +145,13 @@ impl Runner {
             }
         }
         Ok(())
+    }
+}
+
+impl Runner {
+    /// A waiter for the drafts that this runner claims.
+    fn waiter(&self) -> Result<Waiter, LibrarianError> {
+        Ok(Waiter::new(&self.store)?.processor(&self.processor).filter(self.filter.clone()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A worker takes claims, calls its processor and submits the results.
 
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use crate::draft::Draft;
 use crate::error::{LibrarianError, ProcessorError};
 use crate::outcome::Outcome;
 use crate::processor::DraftProcessor;
+use crate::stop::StopSignal;
 use crate::store::claimed::Claim;
 use crate::store::exchange::Processed;
 
@@ -28,13 +30,17 @@ impl Dispatcher<'_> {
         &self,
         processor: &mut P,
         draft: &Draft,
+        stop: &StopSignal,
     ) -> Result<Outcome, LibrarianError> {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            match processor.process_to_outcome(draft) {
+            match processor.process_until(draft, stop) {
                 Err(error) if !error.is_charged() => {
-                    if self.runner.stop_at_error || !self.may_try_again(started, &error) {
+                    if self.runner.stop_at_error
+                        || stop.is_stopped()
+                        || !self.may_try_again(started, &error)
+                    {
                         return Err(error);
                     }
                     let jitter = pause.mul_f64(fastrand::f64());
@@ -69,23 +75,36 @@ impl Dispatcher<'_> {
 
 /// A worker of the run. It is dropped also when the processor panics, or when the worker's thread
 /// was never started.
-pub(super) struct Worker<'d, 'r>(&'d Dispatcher<'r>);
+pub(super) struct Worker<'d, 'r> {
+    dispatcher: &'d Dispatcher<'r>,
+    /// Its number, from 0.
+    number: usize,
+}
 
 impl<'d, 'r> Worker<'d, 'r> {
     /// One worker. The caller creates exactly as many as the dispatcher was told, because the writer
     /// thread waits until all have ended.
     pub(super) fn new(dispatcher: &'d Dispatcher<'r>) -> Self {
-        Self(dispatcher)
+        let number = dispatcher.next_worker.fetch_add(1, Ordering::Relaxed);
+        Self { dispatcher, number }
     }
 
     /// Take a claim, call the processor, submit the result, until no claim is left.
     pub(super) fn work<P: DraftProcessor + ?Sized>(self, processor: &mut P) {
-        let Self(dispatcher) = &self;
-        while let Some(claim) = dispatcher.take_claim() {
-            let mut processing =
-                Processing { dispatcher, started: Instant::now(), claim: Some(claim) };
+        let Self { dispatcher, number } = &self;
+        let number = *number;
+        // The caller creates no more workers than there are signals.
+        let unheard = StopSignal::default();
+        let stop = dispatcher.stops.get(number).unwrap_or(&unheard);
+        while let Some(claim) = dispatcher.take_claim(number) {
+            let mut processing = Processing {
+                dispatcher,
+                worker: number,
+                started: Instant::now(),
+                claim: Some(claim),
+            };
             let result = match &processing.claim {
-                Some(claim) => dispatcher.process(processor, claim.draft()),
+                Some(claim) => dispatcher.process(processor, claim.draft(), stop),
                 None => continue,
             };
             processing.submit_result(result);
@@ -95,7 +114,7 @@ impl<'d, 'r> Worker<'d, 'r> {
 
 impl Drop for Worker<'_, '_> {
     fn drop(&mut self) {
-        let Self(dispatcher) = self;
+        let Self { dispatcher, .. } = self;
         let mut state = lock(&dispatcher.state);
         state.workers -= 1;
         // The other workers finish their drafts and then end, so that the panic is raised soon.
@@ -107,6 +126,7 @@ impl Drop for Worker<'_, '_> {
 /// The draft that a worker is processing. If the processor panics, that is the draft's error.
 struct Processing<'w, 'r> {
     dispatcher: &'w Dispatcher<'r>,
+    worker: usize,
     started: Instant,
     claim: Option<Box<Claim>>,
 }
@@ -114,7 +134,8 @@ struct Processing<'w, 'r> {
 impl Processing<'_, '_> {
     fn submit_result(&mut self, result: Result<Outcome, LibrarianError>) {
         if let Some(claim) = self.claim.take() {
-            self.dispatcher.submit_result(Processed { claim, result }, self.started.elapsed());
+            let processed = Processed { claim, result, unwanted: false };
+            self.dispatcher.submit_result(self.worker, processed, self.started.elapsed());
         }
     }
 }

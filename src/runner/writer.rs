@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::batch_size::MAX_BATCH;
 use super::dispatcher::{Dispatcher, IDLE_CLAIM_LIMIT, State, wait};
+use super::hold_wait::HoldWait;
 use super::lock::lock;
 use crate::error::{ErrorKind, LibrarianError};
 use crate::store::claimed::{Claim, Claimed};
@@ -34,7 +35,7 @@ impl Dispatcher<'_> {
             let now = Instant::now();
             let over = state.workers == 0;
             let ending = over || state.stopped || self.runner.cancellation.is_cancelled();
-            let holding = self.runner.held_until().is_some();
+            let holding = state.is_on_hold();
             let awaited = state.idle > 0 && state.claimed_ahead.is_empty();
             let may_claim = !ending && !holding && !state.is_done();
             let claims =
@@ -43,6 +44,7 @@ impl Dispatcher<'_> {
             let stores = !state.processed.is_empty()
                 && (awaited
                     || ending
+                    || holding
                     || state.processed.len() >= MAX_BATCH
                     || commit_at.is_some_and(|at| now >= at));
             let release_at = state.release_at(now);
@@ -52,12 +54,19 @@ impl Dispatcher<'_> {
                 // No claim will arrive; the workers check why.
                 self.claims_arrived.notify_all();
             }
+            let hold_check_at = state.hold.as_ref().map(HoldWait::next_check);
+            let claims_check_at = state.claims_check_at();
             if claims || stores || releases {
                 state = self.exchange(state, claims, releases);
             } else if over {
                 return;
+            } else if !ending && hold_check_at.is_some_and(|at| now >= at) {
+                state = self.check_hold(state);
+            } else if claims_check_at.is_some_and(|at| now >= at) {
+                state = self.check_claims(state);
             } else {
-                let until = commit_at.into_iter().chain(release_at).min();
+                let times = [commit_at, release_at, hold_check_at, claims_check_at];
+                let until = times.into_iter().flatten().min();
                 state = wait(&self.writer_needed, state, until);
             }
         }
@@ -72,6 +81,8 @@ impl Dispatcher<'_> {
     ) -> MutexGuard<'t, State> {
         let processed = std::mem::take(&mut state.processed);
         state.processed_since = None;
+        // These results are stored with the holds that they ask for.
+        state.hold_requested = false;
         let mut released: Vec<Box<Claim>> = Vec::new();
         if releases {
             released.extend(state.claimed_ahead.drain(..));
@@ -103,7 +114,7 @@ impl Dispatcher<'_> {
                 holds_nothing,
             )
         });
-        let Exchanged { stored, claims } = match exchanged {
+        let Exchanged { stored, claims, hold } = match exchanged {
             Ok(exchanged) => exchanged,
             Err(error) => return self.fail(error),
         };
@@ -112,7 +123,7 @@ impl Dispatcher<'_> {
         }
 
         let mut state = lock(&self.state);
-        if want > 0 {
+        if want > 0 && hold.is_none() {
             state.snapshot.advance(&claims);
             state.left -= claims.found.len().min(state.left);
             state.next = claims.next;
@@ -124,6 +135,9 @@ impl Dispatcher<'_> {
                     Claimed::Unreadable { id, state } => self.report_damaged(id, state),
                 }
             }
+        }
+        if let Some(hold) = hold {
+            self.begin_hold(&mut state, hold);
         }
         self.claims_arrived.notify_all();
         state

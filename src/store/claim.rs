@@ -1,11 +1,12 @@
 //! Claims drafts.
 
-use rusqlite::{Connection, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
 use super::DraftStore;
 use super::claimed::{Claim, ClaimKey, Claimed, NewClaims, Next};
 use super::columns::{draft_columns, draft_of, get};
 use super::finish::record_error;
+use super::hold::hold_of_runner;
 use super::registration::RunnerRegistration;
 use super::snapshot::PendingSnapshot;
 use crate::database::{TransactionError, is_row_fault};
@@ -27,16 +28,42 @@ pub(super) const NEXT_READY: &str = concat!(
      ORDER BY drafts.seq LIMIT :want"
 );
 
+/// Reads those of these drafts that can still be claimed.
+pub(super) const READY_AMONG: &str = concat!(
+    "SELECT ",
+    draft_columns!(),
+    ", claims, errors + crashes AS errors, suspect, text_bytes, raw_text \
+     FROM drafts LEFT JOIN draft_texts USING (seq) \
+     WHERE drafts.seq IN (SELECT value FROM json_each(:seqs)) AND state = 'pending' AND due_at = 0 \
+     ORDER BY drafts.seq"
+);
+
+macro_rules! claim_columns {
+    () => {
+        " SET state = 'processing', claimed_at = :now, claim_booted_at = :booted_at, \
+              claim_token = randomblob(16), owner = :runner, \
+              claims = min(claims, 999999999) + 1, \
+              decision = NULL, note = NULL, output = NULL, usage = NULL, \
+              updated_at = :now, revision = (revision + 1) & 4294967295 "
+    };
+}
+
 /// Claims the drafts that were just read: that part of the index holds only claimable drafts, in
 /// order. INDEXED BY keeps the planner from scanning the table.
-pub(super) const CLAIM: &str = "UPDATE drafts INDEXED BY drafts_ready \
-     SET state = 'processing', claimed_at = :now, claim_booted_at = :booted_at, \
-         claim_token = randomblob(16), owner = :runner, \
-         claims = min(claims, 999999999) + 1, \
-         decision = NULL, note = NULL, output = NULL, usage = NULL, \
-         updated_at = :now, revision = (revision + 1) & 4294967295 \
-     WHERE state = 'pending' AND due_at = 0 AND seq >= :first AND seq <= :last \
-     RETURNING seq, claim_token";
+pub(super) const CLAIM: &str = concat!(
+    "UPDATE drafts INDEXED BY drafts_ready",
+    claim_columns!(),
+    "WHERE state = 'pending' AND due_at = 0 AND seq >= :first AND seq <= :last \
+     RETURNING seq, claim_token"
+);
+
+/// Claims the drafts that were just read, between which there may be others.
+pub(super) const CLAIM_AMONG: &str = concat!(
+    "UPDATE drafts",
+    claim_columns!(),
+    "WHERE seq IN (SELECT value FROM json_each(:seqs)) AND state = 'pending' AND due_at = 0 \
+     RETURNING seq, claim_token"
+);
 
 impl DraftStore {
     /// Claim the next draft of the snapshot that no other runner has claimed; `None` when the
@@ -48,6 +75,7 @@ impl DraftStore {
     ///
     /// # Errors
     ///
+    /// [`LibrarianError::OnHold`] if a hold is in force for the runner's processor;
     /// [`LibrarianError::RunnerEnded`] if the registration has ended, [`LibrarianError::Busy`] and
     /// [`LibrarianError::Database`]; nothing is claimed then.
     pub fn claim_next(
@@ -58,59 +86,85 @@ impl DraftStore {
         if snapshot.is_used_up() {
             return Ok(None);
         }
-        let (now, booted_at) = (self.now_ms(), self.clock().booted_at_ms());
-        let mut claims = self.write("claim a draft", |transaction| {
-            claim(transaction, runner.id(), snapshot, 1, true, now, booted_at)
-        })?;
-        snapshot.advance(&claims);
-        Ok(claims.found.pop().map(|(_, claimed)| claimed))
+        loop {
+            let request = ClaimRequest {
+                candidates: self.candidates(snapshot, 1)?,
+                snapshot,
+                want: 1,
+                holds_nothing: true,
+                runner: runner.id(),
+                now: self.now_ms(),
+                booted_at: self.clock().booted_at_ms(),
+            };
+            let mut claims =
+                self.write("claim a draft", |transaction| claim(transaction, &request))?;
+            if let Some(hold) = claims.hold {
+                return Err(LibrarianError::OnHold { hold: Box::new(hold) });
+            }
+            snapshot.advance(&claims);
+            let claimed = claims.found.pop().map(|(_, claimed)| claimed);
+            // With a filter, nothing may be found because another runner was faster.
+            if claimed.is_some() || snapshot.is_used_up() {
+                return Ok(claimed);
+            }
+        }
     }
 }
 
-/// Claim up to `want` drafts of the snapshot.
+/// What to claim, and for whom.
+pub(super) struct ClaimRequest<'s> {
+    pub runner: i64,
+    pub snapshot: &'s PendingSnapshot,
+    /// For a snapshot with a filter: the next drafts that pass it
+    /// ([`candidates`](DraftStore::candidates)).
+    pub candidates: Option<Vec<i64>>,
+    /// At most this many.
+    pub want: usize,
+    /// Whether the runner holds no draft.
+    pub holds_nothing: bool,
+    pub now: i64,
+    pub booted_at: i64,
+}
+
+/// Claim up to `want` drafts of the snapshot; none while a hold is in force for the processor.
 ///
 /// Fewer are claimed if a text has several MiB, and before and after a suspect: a draft whose
 /// runner died is claimed only while this runner holds nothing else (`holds_nothing`). If this
 /// runner dies as well, it is clear which draft is to blame.
 pub(super) fn claim(
     connection: &Connection,
-    runner: i64,
-    snapshot: &PendingSnapshot,
-    want: usize,
-    holds_nothing: bool,
-    now: i64,
-    booted_at: i64,
+    request: &ClaimRequest<'_>,
 ) -> Result<NewClaims, TransactionError> {
-    let registered: bool = connection
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM runners WHERE id = ?1 AND ended_at IS NULL)")?
-        .query_row([runner], |row| row.get(0))?;
-    if !registered {
-        return Err(LibrarianError::RunnerEnded { runner }.into());
+    let ClaimRequest { runner, now, .. } = *request;
+    if request.candidates.as_ref().is_some_and(Vec::is_empty) {
+        return Ok(NewClaims { next: Next::Nothing, ..NewClaims::default() });
     }
-    let (ready, found_suspect, next) = next_ready(connection, snapshot, want, holds_nothing)?;
-    let (Some(first), Some(last)) = (ready.first(), ready.last()) else {
+    let on_hold: Option<bool> = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM holds WHERE processor IN ('', runners.processor) \
+                                AND (until IS NULL OR until > ?2)) \
+             FROM runners WHERE id = ?1 AND ended_at IS NULL",
+        )?
+        .query_row([runner, now], |row| row.get(0))
+        .optional()?;
+    match on_hold {
+        None => return Err(LibrarianError::RunnerEnded { runner }.into()),
+        Some(true) => {
+            let hold = hold_of_runner(connection, runner, now)?;
+            return Ok(NewClaims { hold, ..NewClaims::default() });
+        }
+        Some(false) => {}
+    }
+    let (ready, found_suspect, next) = next_ready(connection, request)?;
+    if ready.is_empty() {
         return Ok(NewClaims { next, ..NewClaims::default() });
-    };
-    let claim = |first: i64, last: i64| -> Result<Vec<(i64, [u8; 16])>, rusqlite::Error> {
-        let mut statement = connection.prepare_cached(CLAIM)?;
-        let tokens = statement.query_map(
-            named_params! {
-                ":now": now,
-                ":booted_at": booted_at,
-                ":runner": runner,
-                ":first": first,
-                ":last": last,
-            },
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
-        tokens.collect()
-    };
-    let mut tokens = match claim(first.seq, last.seq) {
+    }
+    let mut tokens = match claim_ready(connection, request, &ready) {
         // One of the rows cannot be changed: claim them one by one, without it.
         Err(error) if is_row_fault(&error) => {
             let mut tokens = Vec::with_capacity(ready.len());
             for draft in &ready {
-                match claim(draft.seq, draft.seq) {
+                match claim_ready(connection, request, std::slice::from_ref(draft)) {
                     Ok(token) => tokens.extend(token),
                     Err(error) if is_row_fault(&error) => {}
                     Err(error) => return Err(error.into()),
@@ -141,7 +195,48 @@ pub(super) fn claim(
         };
         found.push((seq, claimed));
     }
-    Ok(NewClaims { found, found_suspect, next: Next::Drafts })
+    Ok(NewClaims { found, found_suspect, next: Next::Drafts, hold: None })
+}
+
+/// Claim these drafts, which were just read. Returns their `seq` and the tokens of their claims.
+fn claim_ready(
+    connection: &Connection,
+    request: &ClaimRequest<'_>,
+    ready: &[Ready],
+) -> Result<Vec<(i64, [u8; 16])>, rusqlite::Error> {
+    let (Some(first), Some(last)) = (ready.first(), ready.last()) else { return Ok(Vec::new()) };
+    let of_row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    if request.candidates.is_none() {
+        let mut statement = connection.prepare_cached(CLAIM)?;
+        let tokens = statement.query_map(
+            named_params! {
+                ":now": request.now,
+                ":booted_at": request.booted_at,
+                ":runner": request.runner,
+                ":first": first.seq,
+                ":last": last.seq,
+            },
+            of_row,
+        )?;
+        return tokens.collect();
+    }
+    let mut statement = connection.prepare_cached(CLAIM_AMONG)?;
+    let tokens = statement.query_map(
+        named_params! {
+            ":now": request.now,
+            ":booted_at": request.booted_at,
+            ":runner": request.runner,
+            ":seqs": json_array(ready.iter().map(|draft| draft.seq)),
+        },
+        of_row,
+    )?;
+    tokens.collect()
+}
+
+/// Numbers as a JSON array.
+fn json_array(numbers: impl Iterator<Item = i64>) -> String {
+    let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
+    format!("[{}]", numbers.join(","))
 }
 
 /// A draft that can be claimed.
@@ -157,16 +252,23 @@ struct Ready {
 /// follows.
 fn next_ready(
     connection: &Connection,
-    snapshot: &PendingSnapshot,
-    want: usize,
-    holds_nothing: bool,
+    request: &ClaimRequest<'_>,
 ) -> Result<(Vec<Ready>, bool, Next), TransactionError> {
-    let mut statement = connection.prepare_cached(NEXT_READY)?;
-    let mut rows = statement.query(named_params! {
-        ":after": snapshot.after,
-        ":until": snapshot.until,
-        ":want": i64::try_from(want).unwrap_or(i64::MAX),
-    })?;
+    let ClaimRequest { snapshot, holds_nothing, .. } = *request;
+    let mut statement = match &request.candidates {
+        None => connection.prepare_cached(NEXT_READY)?,
+        Some(_) => connection.prepare_cached(READY_AMONG)?,
+    };
+    let mut rows = match &request.candidates {
+        None => statement.query(named_params! {
+            ":after": snapshot.after,
+            ":until": snapshot.until,
+            ":want": i64::try_from(request.want).unwrap_or(i64::MAX),
+        })?,
+        Some(seqs) => {
+            statement.query(named_params! { ":seqs": json_array(seqs.iter().copied()) })?
+        }
+    };
     let (mut ready, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let suspect = row.get::<_, i64>("suspect")? != 0;
@@ -190,7 +292,9 @@ fn next_ready(
             return Ok((ready, true, Next::Drafts));
         }
     }
-    let next = if ready.is_empty() { Next::Nothing } else { Next::Drafts };
+    // If other runners have claimed all candidates, there may be more behind them.
+    let taken = request.candidates.as_ref().is_some_and(|candidates| !candidates.is_empty());
+    let next = if ready.is_empty() && !taken { Next::Nothing } else { Next::Drafts };
     Ok((ready, false, next))
 }
 

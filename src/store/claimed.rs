@@ -8,6 +8,7 @@
 use std::fmt;
 
 use crate::draft::Draft;
+use crate::hold::Hold;
 use crate::id::DraftId;
 use crate::state::DraftState;
 
@@ -84,6 +85,8 @@ pub(crate) struct NewClaims {
     pub found_suspect: bool,
     /// What follows these drafts.
     pub next: Next,
+    /// The hold because of which nothing was claimed.
+    pub hold: Option<Hold>,
 }
 
 /// What the next claim would find.

@@ -1,18 +1,32 @@
 //! Makes drafts claimable when their delay is over.
 
-use rusqlite::params;
+use rusqlite::{ToSql, params};
 
 use super::DraftStore;
+use super::filter::{conditions, parameters};
 use crate::database::is_row_fault;
 use crate::error::LibrarianError;
+use crate::filter::DraftFilter;
 
 /// The most drafts that one transaction makes claimable, so that other writers need not wait long.
 const MAX_RELEASED: usize = 5_000;
 
+macro_rules! due_after {
+    () => {
+        "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
+         WHERE state = 'pending' AND due_at > 0 AND due_at <= :now \
+             AND (due_at, seq) > (:after_due, :after)"
+    };
+}
+
+macro_rules! in_order {
+    () => {
+        " ORDER BY due_at, seq LIMIT :most"
+    };
+}
+
 /// Finds delayed drafts that are due, after the last one that was found.
-pub(super) const FIND_DUE: &str = "SELECT due_at, seq FROM drafts INDEXED BY drafts_delayed \
-     WHERE state = 'pending' AND due_at > 0 AND due_at <= ?1 AND (due_at, seq) > (?2, ?3) \
-     ORDER BY due_at, seq LIMIT ?4";
+pub(super) const FIND_DUE: &str = concat!(due_after!(), in_order!());
 
 impl DraftStore {
     /// Make delayed drafts claimable that are due. Returns how many.
@@ -21,18 +35,38 @@ impl DraftStore {
     ///
     /// [`LibrarianError::Busy`] and [`LibrarianError::Database`].
     pub fn release_due(&self) -> Result<usize, LibrarianError> {
+        self.release_due_of(&DraftFilter::default())
+    }
+
+    /// As [`release_due`](Self::release_due), but only the drafts that pass the filter.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release_due`](Self::release_due).
+    pub fn release_due_of(&self, filter: &DraftFilter) -> Result<usize, LibrarianError> {
         let now = self.now_ms();
+        let most = i64::try_from(MAX_RELEASED).unwrap_or(i64::MAX);
+        let (condition, values) = conditions(filter);
+        let find = match filter.is_empty() {
+            true => FIND_DUE.to_owned(),
+            false => format!(concat!(due_after!(), "{}", in_order!()), condition),
+        };
         let mut released = 0;
         // A draft whose row cannot be changed is left as it is.
-        let mut after = (0, 0);
+        let mut after: (i64, i64) = (0, 0);
         loop {
             // Most often nothing is due, and this read takes no lock.
             let due = self.database().statement("find due drafts", |connection| {
-                let mut statement = connection.prepare_cached(FIND_DUE)?;
-                let most = i64::try_from(MAX_RELEASED).unwrap_or(i64::MAX);
-                let due = statement.query_map(params![now, after.0, after.1, most], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })?;
+                let mut statement = connection.prepare_cached(&find)?;
+                let mut parameters = parameters(&values);
+                parameters.extend([
+                    (":now", &now as &dyn ToSql),
+                    (":after_due", &after.0),
+                    (":after", &after.1),
+                    (":most", &most),
+                ]);
+                let due = statement
+                    .query_map(parameters.as_slice(), |row| Ok((row.get(0)?, row.get(1)?)))?;
                 Ok(due.collect::<Result<Vec<(i64, i64)>, _>>()?)
             })?;
             let Some(last) = due.last() else { return Ok(released) };

@@ -2,12 +2,14 @@
 //! time.
 
 use super::DraftStore;
-use super::claim::claim;
+use super::claim::{ClaimRequest, claim};
 use super::claimed::{Claim, NewClaims};
 use super::finish::{Stored, finish, record_error, release};
+use super::hold::hold_of_runner;
 use super::registration::RunnerRegistration;
 use super::snapshot::PendingSnapshot;
 use crate::error::LibrarianError;
+use crate::hold::Hold;
 use crate::outcome::Outcome;
 
 /// A claim and the processor's result.
@@ -15,6 +17,8 @@ use crate::outcome::Outcome;
 pub(crate) struct Processed {
     pub claim: Box<Claim>,
     pub result: Result<Outcome, LibrarianError>,
+    /// The processor was told that its result is no longer wanted.
+    pub unwanted: bool,
 }
 
 /// The result of an exchange.
@@ -24,6 +28,8 @@ pub(crate) struct Exchanged {
     pub stored: Vec<Stored>,
     /// The new claims.
     pub claims: NewClaims,
+    /// The hold that is in force, if it was looked for: to claim, or because a result asked for one.
+    pub hold: Option<Hold>,
 }
 
 impl DraftStore {
@@ -43,7 +49,19 @@ impl DraftStore {
         if processed.is_empty() && released.is_empty() && want == 0 {
             return Ok(Exchanged::default());
         }
-        let (now, booted_at) = (self.now_ms(), self.clock().booted_at_ms());
+        let request = ClaimRequest {
+            candidates: self.candidates(snapshot, want)?,
+            runner: runner.id(),
+            snapshot,
+            want,
+            holds_nothing,
+            now: self.now_ms(),
+            booted_at: self.clock().booted_at_ms(),
+        };
+        let now = request.now;
+        let asks_for_hold = |processed: &Processed| {
+            processed.result.as_ref().is_ok_and(|outcome| outcome.hold().is_some())
+        };
         let exchanged = self.write("move drafts", |transaction| {
             let finished: Vec<_> = processed
                 .iter()
@@ -64,13 +82,15 @@ impl DraftStore {
             for claim in released {
                 release(transaction, &claim.key, now)?;
             }
-            let claims = match want {
+            let mut claims = match want {
                 0 => NewClaims::default(),
-                want => {
-                    claim(transaction, runner.id(), snapshot, want, holds_nothing, now, booted_at)?
-                }
+                _ => claim(transaction, &request)?,
             };
-            Ok(Exchanged { stored, claims })
+            let mut hold = claims.hold.take();
+            if hold.is_none() && processed.iter().any(asks_for_hold) {
+                hold = hold_of_runner(transaction, runner.id(), now)?;
+            }
+            Ok(Exchanged { stored, claims, hold })
         })?;
         let was_released = |processed: &Processed| {
             processed.result.as_ref().is_err_and(|error| !error.is_charged())
@@ -119,7 +139,11 @@ mod tests {
             (old, DraftProcessingDecision::Accepted),
             (claim(), DraftProcessingDecision::Quarantined),
         ]
-        .map(|(claim, decision)| Processed { claim, result: Ok(decision.into()) });
+        .map(|(claim, decision)| Processed {
+            claim,
+            result: Ok(decision.into()),
+            unwanted: false,
+        });
         let snapshot = store.pending_snapshot().unwrap();
         let exchanged = store.exchange(&runner, &processed, &[], &snapshot, 0, true).unwrap();
         assert_eq!(exchanged.stored, [Stored::ClaimLost, Stored::Moved]);

@@ -8,6 +8,7 @@ use rusqlite::{Connection, ToSql, named_params};
 
 use super::DraftStore;
 use super::claimed::{Claim, ClaimKey};
+use super::hold::set_by_processor;
 use crate::clock::{MAX_UNIX_MS, duration_ms};
 use crate::database::{TransactionError, is_row_fault};
 use crate::error::{DraftDamage, LibrarianError};
@@ -35,7 +36,8 @@ pub(crate) enum Stored {
 
 impl DraftStore {
     /// Move a claimed draft to the outcome's state, and store the outcome with it, in one
-    /// transaction. When this returns, both survive power loss. Returns the state.
+    /// transaction; if the outcome asks for a hold, that is set for the runner's processor. When this
+    /// returns, all survive power loss. Returns the state.
     ///
     /// # Errors
     ///
@@ -143,6 +145,7 @@ pub(super) fn finish(
         .iter()
         .map(|(key, outcome)| {
             if moved.contains(&key.seq) {
+                set_by_processor(connection, key.runner, outcome, now)?;
                 return Ok(Stored::Moved);
             }
             if damaged.contains(&key.seq) {

@@ -9,7 +9,7 @@ use rusqlite::{Connection, StatementStatus, ToSql};
 use tempfile::TempDir;
 
 use super::DraftStore;
-use super::claim::{CLAIM, NEXT_READY};
+use super::claim::{CLAIM, CLAIM_AMONG, NEXT_READY, READY_AMONG};
 use super::counts::{COUNT_DELAYED, COUNT_PROCESSING, COUNT_READY, count_finished};
 use super::due::FIND_DUE;
 use crate::draft::Draft;
@@ -85,7 +85,11 @@ fn a_search_for_due_drafts_costs_the_same_however_many_are_delayed() {
         let (_directory, connection) = database(delayed);
         connection.execute("UPDATE drafts SET due_at = 1000 + seq", []).unwrap();
         let answers = [500, 1_001].map(|now: i64| {
-            steps(&connection, FIND_DUE, &[("?1", &now), ("?2", &0), ("?3", &0), ("?4", &10)])
+            steps(
+                &connection,
+                FIND_DUE,
+                &[(":now", &now), (":after_due", &0), (":after", &0), (":most", &10)],
+            )
         });
         assert_eq!(answers.map(|answer| answer.0), [None, Some(1)]);
         answers.map(|answer| answer.1)
@@ -101,4 +105,32 @@ fn counts_read_only_indexes() {
         let plan = plan(&connection, sql);
         assert!(plan.contains("USING COVERING INDEX"), "{plan}");
     }
+}
+
+#[test]
+fn a_claim_with_a_filter_reads_its_candidates_alone() {
+    let (_directory, connection) = database(1);
+    for sql in [READY_AMONG, CLAIM_AMONG] {
+        let plan = plan(&connection, sql);
+        assert!(plan.contains("SEARCH drafts USING") && plan.contains("rowid=?"), "{plan}");
+        assert!(!plan.contains("SCAN drafts"), "{plan}");
+    }
+}
+
+/// Under the filter of a waiting runner, a poll reads only the drafts that have moved.
+#[test]
+fn a_poll_with_a_filter_costs_the_same_whatever_other_drafts_there_are() {
+    let costs = [10, 5_000].map(|others| {
+        let (_directory, connection) = database(others);
+        let since = i64::try_from(others).unwrap() - 3;
+        let filter = crate::filter::DraftFilter::default().source_project("p");
+        let (sql, values) = super::new_work::filtered_statement(&filter);
+        let mut parameters = super::filter::parameters(&values);
+        parameters.push((":since", &since));
+        let mut statement = connection.prepare(&sql).unwrap();
+        let work: bool = statement.query_row(parameters.as_slice(), |row| row.get(0)).unwrap();
+        assert!(!work);
+        statement.get_status(StatementStatus::VmStep)
+    });
+    assert_eq!(costs[0], costs[1]);
 }

@@ -31,8 +31,14 @@ impl LockKind {
     /// Whether this is the name of such a file. A name may come from the database, which may be
     /// hostile, and the file is opened, and removed in the end.
     pub(super) fn is_name(self, name: &str) -> bool {
-        let stem = name.strip_suffix(self.suffix());
-        stem.is_some_and(|stem| stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
+        let is_number =
+            |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
+        let Some(stem) = name.strip_suffix(self.suffix()) else { return false };
+        match stem.split_once('-') {
+            // The key of a waiting runner's filter.
+            Some((stem, key)) => self == Self::Waiting && is_number(stem) && is_number(key),
+            None => is_number(stem),
+        }
     }
 
     /// The kind of the file with this name; `None` if it is no lock file.
@@ -57,12 +63,37 @@ impl LockFile {
     ///
     /// [`LibrarianError::CannotCreate`].
     pub(super) fn create(
-        mut directory: RunnersDirectory,
+        directory: RunnersDirectory,
         kind: LockKind,
         access: OFlags,
     ) -> Result<Self, LibrarianError> {
+        Self::create_named(directory, kind.suffix(), access)
+    }
+
+    /// Create the file of a waiting runner, with the key of its filter if it has one, and lock it.
+    ///
+    /// # Errors
+    ///
+    /// [`LibrarianError::CannotCreate`].
+    pub(super) fn create_waiting(
+        directory: RunnersDirectory,
+        filter: Option<u64>,
+    ) -> Result<Self, LibrarianError> {
+        let suffix = LockKind::Waiting.suffix();
+        let suffix = match filter {
+            Some(key) => format!("-{key:016x}{suffix}"),
+            None => suffix.to_owned(),
+        };
+        Self::create_named(directory, &suffix, OFlags::RDONLY)
+    }
+
+    fn create_named(
+        mut directory: RunnersDirectory,
+        suffix: &str,
+        access: OFlags,
+    ) -> Result<Self, LibrarianError> {
         loop {
-            let name = format!("{:016x}{}", fastrand::u64(..), kind.suffix());
+            let name = format!("{:016x}{suffix}", fastrand::u64(..));
             let locked = directory.create_file(&name, access).and_then(|file| {
                 file.lock()?;
                 Ok(file)
@@ -124,7 +155,12 @@ mod tests {
     fn only_lock_files_are_touched() {
         assert_eq!(LockKind::of_name("0123456789abcdef.lock"), Some(LockKind::Runner));
         assert_eq!(LockKind::of_name("0123456789abcdef.waiting"), Some(LockKind::Waiting));
+        let filtered = "0123456789abcdef-fedcba9876543210.waiting";
+        assert_eq!(LockKind::of_name(filtered), Some(LockKind::Waiting));
         for other in [
+            "0123456789abcdef-fedcba9876543210.lock",
+            "0123456789abcdef-../../../etc/pwd.waiting",
+            "0123456789abcdef-.waiting",
             "",
             ".lock",
             ".waiting",

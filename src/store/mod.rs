@@ -20,7 +20,11 @@
 //! | `query.rs`, `pages.rs` | selects and lists it |
 //! | `view.rs`, `record.rs`, `columns.rs` | reads it |
 //! | `counts.rs` | counts it |
+//! | `hold.rs` | sets, ends and reads holds, during which nothing is claimed |
+//! | `filter.rs` | the conditions of a runner's filter |
 //! | `requeue.rs` | returns it to pending for an operator |
+//! | `held_claims.rs` | tells a runner whether it still holds it |
+//! | `operator_release.rs` | takes it from a live runner for an operator |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
 //! the types that several files share. `migrations/0002_drafts.sql` documents the tables for people
@@ -33,14 +37,18 @@ pub(crate) mod counts;
 mod draft_store;
 mod due;
 pub(crate) mod exchange;
+mod filter;
 pub(crate) mod finish;
 mod group;
 #[cfg(test)]
 mod growth_tests;
+pub(crate) mod held_claims;
+pub(crate) mod hold;
 mod insert;
 mod liveness;
 mod lock_file;
-mod new_work;
+pub(crate) mod new_work;
+pub(crate) mod operator_release;
 pub(crate) mod pages;
 pub(crate) mod query;
 pub(crate) mod record;

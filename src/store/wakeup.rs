@@ -6,6 +6,9 @@
 //! however many wait. A file whose lock is free belongs to a process that has ended; it is removed,
 //! and wakes nobody.
 //!
+//! The name of the file of a runner with a filter ends in the filter's key. Each draft wakes one
+//! runner without a filter, and one of each filter. A runner that may not claim the draft waits on.
+//!
 //! inotify also reports the end of a runner, because that closes its lock file. Writers that do not
 //! notify, such as a SQL shell, are found by a query (`new_work.rs`).
 
@@ -21,13 +24,15 @@ use super::DraftStore;
 use super::lock_file::{LockFile, LockKind};
 use crate::database::{FileIdentity, RunnersDirectory};
 use crate::error::LibrarianError;
+use crate::filter::DraftFilter;
 
 /// An empty file that shows that a runner has waited for work at some time.
 const MARKER: &str = "wakeup";
 
 impl DraftStore {
-    /// Wake as many waiting runners as there are new drafts. Call it after the commit, because the
-    /// work must be visible by then. (An inotify watch on the -wal file fires before it is.)
+    /// Wake as many waiting runners as there are new drafts, and as many of each filter. Call it
+    /// after the commit, because the work must be visible by then. (An inotify watch on the -wal file
+    /// fires before it is.)
     pub(crate) fn notify(&self, drafts: usize) {
         // Without the marker no runner waits, and this test is cheaper than reading the directory.
         let marker = self.inner.runners_directory.join(MARKER);
@@ -38,17 +43,23 @@ impl DraftStore {
         // not be trusted is left alone.
         let Ok(Some(directory)) = self.runners_directory() else { return };
         let Ok(names) = directory.names() else { return };
-        let mut to_wake = drafts;
-        for name in names {
+        // How many runners were woken, by filter.
+        let mut woken: Vec<(&str, usize)> = Vec::new();
+        for name in &names {
             let Some(name) = name.to_str().filter(|name| LockKind::Waiting.is_name(name)) else {
                 continue;
             };
+            let filter = filter_of(name);
+            let place = woken.iter().position(|(key, _)| *key == filter).unwrap_or(woken.len());
+            if woken.get(place).is_some_and(|(_, count)| *count >= drafts) {
+                continue;
+            }
             let Ok(Some(file)) = directory.open_file(name, OFlags::RDONLY) else { continue };
             let waits = file.try_lock_shared().is_err();
             if matches!(directory.remove_file(name, &file), Ok(true)) && waits {
-                to_wake -= 1;
-                if to_wake == 0 {
-                    return;
+                match woken.get_mut(place) {
+                    Some((_, count)) => *count += 1,
+                    None => woken.push((filter, 1)),
                 }
             }
         }
@@ -75,6 +86,11 @@ impl DraftStore {
         let listener = Listener::on(inotify, &directory);
         Ok(listener.ok())
     }
+}
+
+/// The part of the name of a waiting runner's file that stands for its filter; empty if it has none.
+fn filter_of(name: &str) -> &str {
+    name.get(16..).unwrap_or_default().trim_end_matches(".waiting")
 }
 
 /// What inotify reported.
@@ -116,12 +132,14 @@ impl Listener {
         self.waiting.as_ref().is_some_and(|waiting| waiting.file.has_name())
     }
 
-    /// Let other processes wake this one; whether that is possible. Query for new work after this:
-    /// a process that submitted before has woken another runner, or none.
-    pub(crate) fn begin(&mut self, store: &DraftStore) -> bool {
+    /// Let other processes wake this one for drafts that pass the filter; whether that is possible.
+    /// Query for new work after this: a process that submitted before has woken another runner, or
+    /// none.
+    pub(crate) fn begin(&mut self, store: &DraftStore, filter: &DraftFilter) -> bool {
+        let key = (!filter.is_empty()).then(|| filter.key());
         let file = store
             .create_runners_directory()
-            .and_then(|directory| LockFile::create(directory, LockKind::Waiting, OFlags::RDONLY));
+            .and_then(|directory| LockFile::create_waiting(directory, key));
         // This process still polls, and the next run reports what is wrong with the directory.
         let Ok(file) = file else { return false };
         match self.listen_for_removal(&file) {
@@ -217,7 +235,7 @@ mod tests {
 
     fn waiting(store: &DraftStore) -> Listener {
         let mut listener = store.listen().unwrap().unwrap();
-        assert!(listener.begin(store) && listener.can_be_woken());
+        assert!(listener.begin(store, &DraftFilter::default()) && listener.can_be_woken());
         listener
     }
 
@@ -252,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn each_draft_wakes_one_runner_without_a_filter_and_one_of_each_filter() {
+        let (_directory, store) = store();
+        let filters = ["", "a", "a", "b"].map(|project| match project {
+            "" => DraftFilter::default(),
+            project => DraftFilter::default().source_project(project),
+        });
+        let mut listeners = filters.map(|filter| {
+            let mut listener = store.listen().unwrap().unwrap();
+            assert!(listener.begin(&store, &filter));
+            listener
+        });
+        store.notify(1);
+        let asleep = listeners.each_mut().map(|listener| usize::from(listener.can_be_woken()));
+        let [all, a, other_a, b] = asleep;
+        assert_eq!((all, a + other_a, b), (0, 1, 0));
+        store.notify(1);
+        assert!(listeners.iter().all(|listener| !listener.can_be_woken()));
+    }
+
+    #[test]
     fn one_that_died_while_it_waited_takes_no_notification() {
         let (_directory, store) = store();
         let directory = store.create_runners_directory().unwrap();
@@ -272,10 +310,10 @@ mod tests {
             store.notify(1);
             assert_eq!(listener.wait(in_a_minute()), Event::Woken);
             assert!(listener.end());
-            assert!(listener.begin(&store));
+            assert!(listener.begin(&store, &DraftFilter::default()));
         }
         assert!(!listener.end());
-        assert!(listener.begin(&store));
+        assert!(listener.begin(&store, &DraftFilter::default()));
         // What is left of the files of earlier waits wakes nobody.
         while listener.wait(Instant::now()) != Event::None {}
         assert_eq!(listener.wait(Instant::now()), Event::None);
@@ -295,7 +333,7 @@ mod tests {
         let _held = store.create_runners_directory().unwrap();
         std::fs::remove_dir_all(&store.inner.runners_directory).unwrap();
         assert_eq!(listener.wait(in_a_minute()), Event::Woken);
-        assert!(listener.begin(&store) && listener.can_be_woken());
+        assert!(listener.begin(&store, &DraftFilter::default()) && listener.can_be_woken());
         drop(store.take_runner_lock().unwrap());
         let mut events = std::iter::from_fn(|| Some(listener.wait(in_a_minute())));
         assert!(events.find(|event| *event != Event::None) == Some(Event::RunnerEnded));

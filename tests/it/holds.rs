@@ -99,8 +99,8 @@ fn microseconds() -> String {
 
 #[test]
 fn a_hold_stops_all_workers() {
-    let timed = timed_store();
-    timed.submit(&["1", "2", "3", "4"]);
+    let (_directory, store) = store();
+    store.submit_many(&["1", "2", "3", "4"].map(draft)).unwrap();
     let hold = Duration::from_millis(150);
     let begun = Instant::now();
     let starts = Arc::new(Mutex::new(Vec::new()));
@@ -111,7 +111,8 @@ fn a_hold_stops_all_workers() {
             Ok(Outcome::new(DraftProcessingDecision::Accepted).with_hold(hold))
         })
     };
-    let summary = timed.runner().run(&mut [judge()], timed.clock.now()).into_result().unwrap();
+    let runner = Runner::new(&store, "test");
+    let summary = runner.run(&mut [judge()], SystemTime::now()).into_result().unwrap();
     assert_eq!(summary.accepted, 4);
     let starts = starts.lock().unwrap();
     for pair in starts.windows(2) {

@@ -110,7 +110,7 @@ fn the_commands_of_the_readme_run() {
 #[test]
 fn the_commands_of_the_other_pages_run() {
     assert_eq!(Workplace::new().run_all(PROCESSORS).len(), 4);
-    assert_eq!(Workplace::new().run_all(OPERATIONS).len(), 5);
+    assert_eq!(Workplace::new().run_all(OPERATIONS).len(), 11);
 }
 
 #[test]

@@ -429,7 +429,7 @@ fn wrong_usage_changes_nothing() {
         &["run", "--timeout-secs=1", "--defer"],
         &["run", "--exit-code", "--defer"],
         &["run", "--max-errors=-1", "--exit-code", "--", "true"],
-        &["run", "--agent=x", "--defer"],
+        &["run", "--operator=x", "--defer"],
     ] {
         assert_eq!(sandbox.draftq(args).expect(64).out(), "", "{args:?}");
     }

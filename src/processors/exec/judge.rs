@@ -30,6 +30,12 @@ pub(super) fn judge(
             let message = format!("the program did not finish within {limit:?} and {end}");
             return Err(ProcessorError::new("timeout", message));
         }
+        Ending::Stopped { killed } => {
+            let end = if *killed { "was killed" } else { "could not be killed" };
+            let message =
+                format!("the draft was taken from its runner meanwhile, and the program {end}");
+            return Err(ProcessorError::new("stopped", message));
+        }
         Ending::OutputTooLarge => {
             let message = format!(
                 "the program wrote more than {MAX_OUTPUT_BYTES} bytes to its standard output and was killed"

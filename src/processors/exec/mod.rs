@@ -24,6 +24,7 @@ use crate::error::LibrarianError;
 use crate::outcome::Outcome;
 use crate::processor::DraftProcessor;
 use crate::state::DraftProcessingDecision;
+use crate::stop::StopSignal;
 
 pub use self::reply::MAX_NOTE_BYTES;
 pub use self::running::MAX_OUTPUT_BYTES;
@@ -80,6 +81,7 @@ pub use self::tail::STDERR_TAIL_BYTES;
 /// | `output_too_large` | more than [`MAX_OUTPUT_BYTES`] on standard output | yes |
 /// | `protocol` | no valid answer, or one that the exit code contradicts | yes |
 /// | `unavailable` | exit code 69, or it says so; the detail begins with the reason | no |
+/// | `stopped` | the runner lost its claim, and the program was killed; nothing is stored | – |
 /// | `spawn` | the program or its guard could not be started | no |
 /// | `io` | the program could not be watched: no descriptor, no memory | no |
 ///
@@ -166,23 +168,32 @@ impl DraftProcessor for CommandProcessor {
     }
 
     fn process_to_outcome(&mut self, draft: &Draft) -> Result<Outcome, LibrarianError> {
+        self.process_until(draft, &StopSignal::default())
+    }
+
+    fn process_until(
+        &mut self,
+        draft: &Draft,
+        stop: &StopSignal,
+    ) -> Result<Outcome, LibrarianError> {
         let mut input = draft.to_envelope();
         input.push('\n');
         let mut command = Command::new(&self.program);
         let stdout = if self.by_exit_code { Stdio::null() } else { Stdio::piped() };
         command.arg0(&self.name).args(&self.args).stdout(stdout);
-        let verdict = running::run(&mut command, input.as_bytes(), self.timeout, self.registry)
-            .and_then(|finished| {
-                judge(&finished, draft.id(), self.by_exit_code).map_err(|error| {
-                    let mut detail = error.detail().unwrap_or_default().to_owned();
-                    let tail = finished.stderr.to_text();
-                    if !detail.is_empty() && !tail.is_empty() {
-                        detail.push('\n');
-                    }
-                    detail.push_str(&tail);
-                    error.with_detail(detail)
-                })
-            });
+        let verdict =
+            running::run(&mut command, input.as_bytes(), self.timeout, self.registry, stop)
+                .and_then(|finished| {
+                    judge(&finished, draft.id(), self.by_exit_code).map_err(|error| {
+                        let mut detail = error.detail().unwrap_or_default().to_owned();
+                        let tail = finished.stderr.to_text();
+                        if !detail.is_empty() && !tail.is_empty() {
+                            detail.push('\n');
+                        }
+                        detail.push_str(&tail);
+                        error.with_detail(detail)
+                    })
+                });
         match verdict {
             // This process is stopping and killed the program; the draft is not to blame.
             Err(_) if self.registry.is_stopped() => {

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitSta
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, ioctl_fionbio, read, write};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
@@ -17,6 +17,7 @@ use rustix::process::{
 use super::registry::Registry;
 use super::tail::Tail;
 use crate::error::ProcessorError;
+use crate::stop::StopSignal;
 
 /// The largest standard output of a program: 1 MiB.
 pub const MAX_OUTPUT_BYTES: usize = 1024 * 1024;
@@ -48,17 +49,23 @@ pub(super) enum Ending {
         /// Whether it has ended. If not, this process may not kill it.
         killed: bool,
     },
+    /// Because its result is no longer wanted.
+    Stopped {
+        /// As above.
+        killed: bool,
+    },
     /// Because it wrote more than [`MAX_OUTPUT_BYTES`].
     OutputTooLarge,
 }
 
 /// Run this program on this input, in its own process group, and leave nothing of the group. The
-/// caller chooses its standard output, which is collected if it is a pipe.
+/// caller chooses its standard output, which is collected if it is a pipe. The signal ends it early.
 pub(super) fn run(
     command: &mut Command,
     input: &[u8],
     limit: Option<Duration>,
     registry: &Registry,
+    stop: &StopSignal,
 ) -> Result<Finished, ProcessorError> {
     // A limit beyond the range of the clock means no limit.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
@@ -77,8 +84,16 @@ pub(super) fn run(
     };
     let mut group = Group::of(child, registry).map_err(unwatched)?;
     let mut pump = Pump::new(pipes, input, registry).map_err(unwatched)?;
+    let stopped =
+        Arc::new(eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| unwatched(errno.into()))?);
+    pump.stopped = Some(Arc::clone(&stopped));
+    let action = stop.on_stop(move || {
+        // It cannot fail: the counter is far from its limit.
+        let _ = write(&stopped, &1u64.to_ne_bytes());
+    });
 
     let stop = pump.until_exit(&group.pidfd, deadline).map_err(unwatched)?;
+    drop(action);
     if matches!(stop, Stop::Exited) {
         pump.drain(GRACE).map_err(unwatched)?;
     }
@@ -88,6 +103,7 @@ pub(super) fn run(
         (Stop::Deadline, killed, Some(limit)) => {
             Ending::TimedOut { limit, killed: killed.is_some() }
         }
+        (Stop::Unwanted, killed, _) => Ending::Stopped { killed: killed.is_some() },
         (_, Some(status), _) => Ending::Exited(status),
         (_, None, _) => return Err(unwatched(io::Error::other("it does not end"))),
     };
@@ -154,6 +170,7 @@ enum Stop {
     Exited,
     Deadline,
     OverCap,
+    Unwanted,
 }
 
 /// Moves bytes between this process and a program, in both directions at once.
@@ -168,6 +185,8 @@ struct Pump<'i> {
     registry: &'i Registry,
     /// Watched for its end only.
     guard: Option<Arc<PipeWriter>>,
+    /// Readable once the result is no longer wanted.
+    stopped: Option<Arc<OwnedFd>>,
 }
 
 impl<'i> Pump<'i> {
@@ -196,18 +215,22 @@ impl<'i> Pump<'i> {
             buffer,
             registry,
             guard: registry.guard_pipe(),
+            stopped: None,
         })
     }
 
     /// Pump until the program has exited, or has reached its deadline or its output limit.
     fn until_exit(&mut self, pidfd: &OwnedFd, deadline: Option<Instant>) -> io::Result<Stop> {
         loop {
-            let exited = self.step(Some(pidfd), deadline)?;
+            let (exited, unwanted) = self.step(Some(pidfd), deadline)?;
             if self.is_over_cap() {
                 return Ok(Stop::OverCap);
             }
             if exited {
                 return Ok(Stop::Exited);
+            }
+            if unwanted {
+                return Ok(Stop::Unwanted);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(Stop::Deadline);
@@ -219,6 +242,7 @@ impl<'i> Pump<'i> {
     /// they close the pipes or the grace ends.
     fn drain(&mut self, grace: Duration) -> io::Result<()> {
         self.stdin = None;
+        self.stopped = None;
         // First the output that is in the pipes already, however late this thread was woken.
         while !self.is_over_cap() && self.read_output()? {}
         for _ in 0..MAX_OUTPUT_BYTES / CHUNK_BYTES {
@@ -237,21 +261,26 @@ impl<'i> Pump<'i> {
     }
 
     /// Wait until something can be done, at most until the deadline, and do it. Returns whether the
-    /// program has exited.
-    fn step(&mut self, pidfd: Option<&OwnedFd>, deadline: Option<Instant>) -> io::Result<bool> {
+    /// program has exited, and whether its result is no longer wanted.
+    fn step(
+        &mut self,
+        pidfd: Option<&OwnedFd>,
+        deadline: Option<Instant>,
+    ) -> io::Result<(bool, bool)> {
         let entries = [
             self.stdin.as_ref().map(|fd| PollFd::new(fd, PollFlags::OUT)),
             self.stdout.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
             self.stderr.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
             pidfd.map(|fd| PollFd::new(fd, PollFlags::IN)),
             self.guard.as_ref().map(|fd| PollFd::new(fd, PollFlags::empty())),
+            self.stopped.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
         ];
         let present = entries.each_ref().map(Option::is_some);
         let mut fds: Vec<_> = entries.into_iter().flatten().collect();
         wait(&mut fds, deadline)?;
         // This includes a hang-up and an error, which the following read or write reports.
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        let [stdin, stdout, stderr, exited, guard_lost] =
+        let [stdin, stdout, stderr, exited, guard_lost, unwanted] =
             present.map(|present| present && ready.next().unwrap_or(false));
         if stdin {
             self.write_input()?;
@@ -265,7 +294,7 @@ impl<'i> Pump<'i> {
         if guard_lost {
             self.guard = self.registry.guard_lost();
         }
-        Ok(exited)
+        Ok((exited, unwanted))
     }
 
     fn is_over_cap(&self) -> bool {
