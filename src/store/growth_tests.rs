@@ -128,8 +128,9 @@ fn a_poll_with_a_filter_costs_the_same_whatever_other_drafts_there_are() {
         let mut parameters = super::filter::parameters(&values);
         parameters.push((":since", &since));
         let mut statement = connection.prepare(&sql).unwrap();
-        let work: bool = statement.query_row(parameters.as_slice(), |row| row.get(0)).unwrap();
-        assert!(!work);
+        let first: Option<i64> =
+            statement.query_row(parameters.as_slice(), |row| row.get(0)).unwrap();
+        assert_eq!(first, None);
         statement.get_status(StatementStatus::VmStep)
     });
     assert_eq!(costs[0], costs[1]);

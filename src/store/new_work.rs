@@ -103,6 +103,7 @@ fn filtered_work(
     Ok((first.zip(last).map(|(first, last)| Claimable { first, last }), due))
 }
 
+/// Of an event beside its draft: it made the draft claimable, and the draft still is.
 const CLAIMABLE: &str =
     "due_at = 0 AND event IN ('submitted', 'requeued', 'recovered', 'released')";
 

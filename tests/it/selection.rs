@@ -173,7 +173,7 @@ fn each_filter_alone_selects_for_a_requeue() {
         "--since=1970-01-01",
         "--until=1h",
         "--decision=accepted",
-        "--processor=exec",
+        "--processor=sh",
         "--grep=one",
     ];
     for filter in filters {
