@@ -52,6 +52,7 @@
 
 mod clock;
 mod database;
+mod decision;
 mod draft;
 mod envelope;
 mod error;
@@ -68,6 +69,7 @@ mod store;
 mod sweep;
 
 pub use clock::{Clock, MAX_UNIX_MS, from_unix_ms, unix_ms};
+pub use decision::OperatorDecision;
 pub use draft::{DEFAULT_MAX_TEXT_BYTES, Draft};
 pub use envelope::DRAFT_SCHEMA_VERSION;
 pub use error::{
@@ -95,6 +97,7 @@ pub use runner::{
 pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use store::claimed::{Claim, Claimed};
 pub use store::counts::StoreStats;
+pub use store::decide::{OperatorMove, SeenDraft, Superseded};
 pub use store::pages::DraftPage;
 pub use store::query::DraftQuery;
 pub use store::record::{DraftRecord, DraftSummary, HistoryEvent};

@@ -21,6 +21,7 @@
 //! | `view.rs`, `record.rs`, `columns.rs` | reads it |
 //! | `counts.rs` | counts it |
 //! | `requeue.rs` | returns it to pending for an operator |
+//! | `decide.rs` | moves it by an operator's decision, replaces it, and takes such a move back |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
 //! the types that several files share. `migrations/0002_drafts.sql` documents the tables for people
@@ -30,6 +31,7 @@ mod claim;
 pub(crate) mod claimed;
 mod columns;
 pub(crate) mod counts;
+pub(crate) mod decide;
 mod draft_store;
 mod due;
 pub(crate) mod exchange;

@@ -7,6 +7,7 @@ mod batches;
 mod by_hand;
 mod claim_ahead;
 mod damaged_rows;
+mod decide;
 mod deferrals;
 mod evidence;
 mod examples;
