@@ -3,7 +3,9 @@
 
 mod arguments;
 mod completions;
+mod confirm;
 mod context;
+mod decide;
 mod draft_table;
 mod failure;
 mod input;
@@ -16,11 +18,13 @@ mod processing;
 mod progress;
 mod provenance;
 mod requeue;
+mod review;
 mod run;
 mod run_progress;
 mod selection;
 mod show;
 mod signals;
+mod signature;
 mod stats;
 mod submit;
 mod submit_files;
@@ -82,6 +86,8 @@ enum Command {
     List(list::List),
     Show(show::Show),
     Stats(stats::Stats),
+    Review(review::Review),
+    Decide(decide::Decide),
     Requeue(requeue::Requeue),
     Completions(completions::Completions),
 }
@@ -112,6 +118,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
+        Command::Review(command) => command.run(&context),
+        Command::Decide(command) => command.run(&context),
         Command::Requeue(command) => command.run(&context),
         Command::Completions(command) => command.run(Arguments::command()),
     }
