@@ -192,8 +192,10 @@ impl App {
     fn type_into_prompt(&mut self, key: KeyEvent) {
         let Some((_, input)) = &mut self.prompt else { return };
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        // A terminal sends Alt with a key as Escape before the key.
+        let has_escape = key.code == KeyCode::Esc || key.modifiers.contains(KeyModifiers::ALT);
         match key.code {
-            KeyCode::Esc => self.prompt = None,
+            _ if has_escape => self.prompt = None,
             KeyCode::Char('c') if control => self.prompt = None,
             KeyCode::Char('u') if control => input.clear(),
             KeyCode::Char('w') if control => {

@@ -12,7 +12,7 @@ use super::app::{App, Prompt};
 use super::detail::View;
 use super::entries::Entry;
 use super::keys;
-use super::wrap::{cut, tail};
+use super::wrap::{cut, tail, wrap};
 
 /// The smallest screen on which a draft can be judged.
 const MIN_WIDTH: u16 = 40;
@@ -20,6 +20,8 @@ const MIN_HEIGHT: u16 = 10;
 
 /// Lines that are neither of the list nor of the draft: title, heads, message, keys.
 const FIXED_LINES: u16 = 5;
+
+const MAX_MESSAGE_LINES: usize = 3;
 
 const STATE_WIDTH: usize = 11;
 const FROM_WIDTH: usize = 18;
@@ -49,12 +51,13 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App, colours: Colours) {
     let area = frame.area();
     app.is_too_small = area.width < MIN_WIDTH || area.height < MIN_HEIGHT;
     if app.is_too_small {
-        let lines = [
-            format!("The terminal is too small: {}x{}.", area.width, area.height),
-            format!("It needs {MIN_WIDTH}x{MIN_HEIGHT}. q quits."),
-        ];
-        let lines = lines.map(|line| Line::from(cut(&line, area.width.into())));
-        frame.render_widget(Paragraph::new(lines.to_vec()), area);
+        let text = format!(
+            "The terminal is too small: {}x{}. It needs {MIN_WIDTH}x{MIN_HEIGHT}. q quits.",
+            area.width, area.height
+        );
+        let lines: Vec<Line<'_>> =
+            wrap(&text, area.width.into()).into_iter().map(Line::from).collect();
+        frame.render_widget(Paragraph::new(lines), area);
         return;
     }
     let free = area.height - FIXED_LINES;
@@ -66,8 +69,10 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App, colours: Colours) {
         return;
     }
     draw_list(frame, app, row(1, list + 1), colours);
-    draw_draft(frame, app, row(list + 2, free - list + 1), colours);
-    draw_message(frame, app, row(area.height - 2, 1));
+    let message = message_lines(app, area.width.into());
+    let lines = u16::try_from(message.len()).unwrap_or(1);
+    draw_draft(frame, app, row(list + 2, free - list + 2 - lines), colours);
+    draw_message(frame, app, message, row(area.height - 1 - lines, lines));
     let bold = Style::new().add_modifier(Modifier::BOLD);
     let help = cut(keys::SHORT_HELP, area.width.into());
     frame.render_widget(Paragraph::new(Line::styled(help, bold)), row(area.height - 1, 1));
@@ -211,14 +216,25 @@ fn draw_draft(frame: &mut Frame<'_>, app: &mut App, area: Rect, colours: Colours
     frame.render_widget(Paragraph::new(shown), area);
 }
 
-fn draw_message(frame: &mut Frame<'_>, app: &App, area: Rect) {
+/// The message, in as many lines as it needs, but at least one and at most three.
+fn message_lines(app: &App, width: usize) -> Vec<String> {
+    let message = match app.goes_to_end {
+        true => format!("loading … {} drafts", app.entries.rows().len()),
+        false => draftq::escape_line(&app.message).into_owned(),
+    };
+    let mut lines = match app.prompt {
+        Some(_) => vec![String::new()],
+        None => wrap(&message, width),
+    };
+    lines.truncate(MAX_MESSAGE_LINES);
+    lines
+}
+
+fn draw_message(frame: &mut Frame<'_>, app: &App, message: Vec<String>, area: Rect) {
     let width = usize::from(area.width);
     let Some((prompt, input)) = &app.prompt else {
-        let message = match app.goes_to_end {
-            true => format!("loading … {} drafts", app.entries.rows().len()),
-            false => draftq::escape_line(&app.message).into_owned(),
-        };
-        frame.render_widget(Paragraph::new(cut(&message, width)), area);
+        let lines: Vec<Line<'_>> = message.into_iter().map(Line::from).collect();
+        frame.render_widget(Paragraph::new(lines), area);
         return;
     };
     let question = match prompt {

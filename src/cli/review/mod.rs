@@ -9,6 +9,7 @@
 //! | `keys.rs` | which key does what, and the help about it |
 //! | `actions.rs` | decisions, requeues, edits, undos |
 //! | `draw.rs` | draws the screen |
+//! | `sixteen.rs` | writes colours for terminals that have 16 |
 //! | `screen.rs` | takes the terminal and gives it back; signals |
 //! | `edit.rs` | runs the editor on a private file |
 //! | `verdicts.rs` | `--editor` and `--apply`: the same as a text file |
@@ -21,6 +22,7 @@ mod edit;
 mod entries;
 mod keys;
 mod screen;
+mod sixteen;
 mod verdicts;
 mod wrap;
 

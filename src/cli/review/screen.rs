@@ -23,6 +23,7 @@ use super::super::terminal::uses_colour;
 use super::app::{App, Request};
 use super::draw::{Colours, draw};
 use super::edit::{PrivateFile, run_editor};
+use super::sixteen::Sixteen;
 
 /// How often signals and the open draft are looked at while no key is pressed.
 const WAIT: Duration = Duration::from_millis(200);
@@ -98,7 +99,7 @@ impl Signals {
     }
 }
 
-type Screen = Terminal<CrosstermBackend<Stdout>>;
+type Screen = Terminal<CrosstermBackend<Sixteen<Stdout>>>;
 
 /// The terminal with the full screen. It is given back when this is dropped.
 struct Full(Screen);
@@ -107,7 +108,7 @@ impl Full {
     fn enter() -> io::Result<Self> {
         enable_raw_mode()?;
         let entered = execute!(stdout(), EnterAlternateScreen, EnableBracketedPaste)
-            .and_then(|()| Terminal::new(CrosstermBackend::new(stdout())));
+            .and_then(|()| Terminal::new(CrosstermBackend::new(Sixteen::new(stdout()))));
         match entered {
             Ok(mut terminal) => {
                 terminal.clear()?;
