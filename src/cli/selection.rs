@@ -67,7 +67,8 @@ pub struct Selection {
     /// Only with a match of this regular expression in the text.
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, value_parser = regex)]
     grep: Option<Regex>,
-    /// At most this many drafts; 0 means all [default: 50 for list, otherwise all].
+    /// At most this many drafts; 0 means all [default: 50 for list and review --editor,
+    /// otherwise all].
     #[arg(long, value_name = "N", value_parser = zero_or_more::<usize>)]
     #[arg(allow_negative_numbers = true)]
     limit: Option<usize>,

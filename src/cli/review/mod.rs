@@ -52,6 +52,7 @@ const EDITOR_LIMIT: usize = 50;
 /// With --editor, the drafts are written to a text file that opens in $VISUAL or $EDITOR. You write
 /// a verdict below each id. What will be done is shown first, and confirmed on a terminal.
 #[derive(Debug, Args)]
+#[command(mut_arg("oldest", |it| it.hide(true)))]
 #[command(after_help = "\
 Examples:
   draftq review
