@@ -304,7 +304,7 @@ CREATE TABLE history (
     at          INTEGER NOT NULL,
     -- The runner that claimed, held or lost the claim: runners.id.
     runner      INTEGER,
-    -- The decision and its note. The output that the move replaced ('requeued', 'resolved'), or
+    -- The decision and its note, or the note of a requeue. The output that the move replaced ('requeued', 'resolved'), or
     -- that came too late ('refused').
     decision    TEXT,
     decided_by  TEXT,
@@ -441,8 +441,8 @@ WHEN NEW.seq <> OLD.seq
          ELSE
              NEW.state = 'processing'
              OR (NEW.state <> OLD.state AND NEW.state <> 'pending' AND NEW.decided_by IS NULL)
-             OR (NEW.state = OLD.state AND NEW.decision IS NOT OLD.decision
-                 AND NEW.decided_by IS NULL)
+             OR (NEW.state = OLD.state AND NEW.decided_by IS NULL
+                 AND (NEW.decision IS NOT OLD.decision OR OLD.decided_by IS NOT NULL))
      END
 BEGIN
     SELECT RAISE(ABORT, 'draftq: illegal edit: a draft''s identity is fixed; submit a new draft')
@@ -451,6 +451,8 @@ BEGIN
     WHERE NEW.state = 'processing' AND OLD.state = 'processing';
     SELECT RAISE(ABORT, 'draftq: illegal move: processing to a terminal state while a runner holds the draft; wait for it, or set state = ''pending'' first')
     WHERE OLD.state = 'processing' AND NEW.decided_by IS NOT NULL;
+    SELECT RAISE(ABORT, 'draftq: illegal edit: a decision keeps its signature; set decided_by to your name')
+    WHERE NEW.state = OLD.state AND OLD.decided_by IS NOT NULL AND NEW.decided_by IS NULL;
     -- One literal per move, because RAISE accepts no expression before SQLite 3.47.
     SELECT CASE OLD.state || ' ' || NEW.state
         WHEN 'pending accepted'        THEN RAISE(ABORT, 'draftq: illegal move: pending to accepted without a signature; set decided_by to your name as well')
@@ -493,6 +495,10 @@ CREATE TRIGGER drafts_moved AFTER UPDATE OF state, errors, decided_by ON drafts
 WHEN NEW.state <> OLD.state
   OR (NEW.state = 'processing' AND NEW.errors > OLD.errors)
   OR NEW.decided_by IS NOT OLD.decided_by
+  -- The same person decides again in the same way, with another note or output.
+  OR (NEW.decided_by IS NOT NULL
+      AND (NEW.decision IS NOT OLD.decision OR NEW.note IS NOT OLD.note
+           OR NEW.output IS NOT OLD.output))
 BEGIN
     INSERT INTO history (draft, event, from_state, to_state, at, runner, decision, decided_by,
                          note, output, usage, error_class, error, repeats, by_hand)
@@ -514,7 +520,8 @@ BEGIN
         coalesce(NEW.owner, OLD.owner),
         NEW.decision,
         NEW.decided_by,
-        CASE WHEN NEW.decision IS NOT NULL THEN NEW.note END,
+        CASE WHEN NEW.decision IS NOT NULL OR NEW.requeues > OLD.requeues
+                  OR NEW.decided_by IS NOT NULL THEN NEW.note END,
         -- The output that a requeue or an operator's decision replaces is kept. The output of a
         -- deferral, which a claim replaces, is not.
         CASE WHEN OLD.output IS NOT NULL AND OLD.state <> 'pending' AND OLD.output IS NOT NEW.output

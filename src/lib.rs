@@ -52,6 +52,7 @@
 
 mod clock;
 mod database;
+mod decision;
 mod draft;
 mod envelope;
 mod error;
@@ -71,6 +72,7 @@ mod store;
 mod sweep;
 
 pub use clock::{Clock, MAX_UNIX_MS, from_unix_ms, unix_ms};
+pub use decision::OperatorDecision;
 pub use draft::{DEFAULT_MAX_TEXT_BYTES, Draft};
 pub use envelope::DRAFT_SCHEMA_VERSION;
 pub use error::{
@@ -101,6 +103,7 @@ pub use state::{DraftProcessingDecision, DraftState, NotADraftState};
 pub use stop::{StopAction, StopSignal};
 pub use store::claimed::{Claim, Claimed};
 pub use store::counts::StoreStats;
+pub use store::decide::{OperatorMove, SeenDraft, Superseded};
 pub use store::operator_release::Released;
 pub use store::pages::DraftPage;
 pub use store::query::DraftQuery;

@@ -27,7 +27,7 @@ pub fn draft_table(drafts: &[DraftSummary]) -> String {
 }
 
 /// Where a draft came from, in short: the agent, or else the surface.
-fn source(draft: &DraftSummary) -> String {
+pub fn source(draft: &DraftSummary) -> String {
     let surface = draft.source_surface.map_or(UNREADABLE, DraftSourceSurface::as_str);
     let from = draft.source_agent.as_deref().unwrap_or(surface);
     match &draft.source_project {
@@ -37,7 +37,7 @@ fn source(draft: &DraftSummary) -> String {
 }
 
 /// The processor's note, or the last error of a draft that has no decision.
-fn remark(draft: &DraftSummary) -> Cow<'_, str> {
+pub fn remark(draft: &DraftSummary) -> Cow<'_, str> {
     let error = draft.last_error.as_deref().filter(|_| match draft.state {
         DraftState::Processing | DraftState::Pending => true,
         DraftState::Failed => draft.decision.is_none(),

@@ -3,7 +3,9 @@
 
 mod arguments;
 mod completions;
+mod confirm;
 mod context;
+mod decide;
 mod draft_table;
 mod failure;
 mod filter;
@@ -21,6 +23,7 @@ mod provenance;
 mod release;
 mod requeue;
 mod resume;
+mod review;
 mod run;
 mod run_progress;
 mod selection;
@@ -90,6 +93,8 @@ enum Command {
     List(list::List),
     Show(show::Show),
     Stats(stats::Stats),
+    Review(review::Review),
+    Decide(decide::Decide),
     Requeue(requeue::Requeue),
     Release(release::Release),
     Completions(completions::Completions),
@@ -123,6 +128,8 @@ fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::List(command) => command.run(&context),
         Command::Show(command) => command.run(&context),
         Command::Stats(command) => command.run(&context),
+        Command::Review(command) => command.run(&context),
+        Command::Decide(command) => command.run(&context),
         Command::Requeue(command) => command.run(&context),
         Command::Release(command) => command.run(&context),
         Command::Completions(command) => command.run(Arguments::command()),

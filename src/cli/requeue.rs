@@ -1,22 +1,21 @@
 //! `draftq requeue`: drafts back to pending.
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::Args;
 use draftq::{DraftQuery, DraftState, DraftStore, DraftSummary, LibrarianError, Requeued};
 use serde::Serialize;
 
+use super::confirm::asked;
 use super::context::Context;
 use super::draft_table::draft_table;
 use super::failure::Failure;
-use super::input::cannot_read;
-use super::messages::{message, write_to_stderr};
+use super::messages::message;
 use super::output::Output;
-use super::selection::{Selection, for_each_page};
+use super::selection::{Selection, for_each_page, visit};
 use super::terminal::{stderr_is_terminal, stdin_is_terminal};
 use super::unreadable::Unreadable;
-use super::wording::{count, was_or_were};
+use super::wording::{and_held, count, was_or_were};
 
 /// Put drafts back to pending, to be processed again.
 ///
@@ -162,38 +161,6 @@ impl Requeue {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// The part of a sentence about drafts that live runners hold.
-fn and_held(held: usize) -> String {
-    match held {
-        0 => String::new(),
-        1 => "; 1 is held by a live runner".to_owned(),
-        held => format!("; {held} are held by live runners"),
-    }
-}
-
-/// Read the summaries of the selected drafts, page by page; returns how many there are.
-fn visit(
-    store: &DraftStore,
-    query: &DraftQuery,
-    limit: Option<usize>,
-    mut body: impl FnMut(&[DraftSummary]) -> Result<(), Failure>,
-) -> Result<usize, Failure> {
-    let mut unreadable = Unreadable::default();
-    let page = |query: &_| store.summaries(query);
-    let visited =
-        for_each_page(query.clone(), limit, page, &mut unreadable, |drafts, _| body(drafts))?;
-    unreadable.report();
-    Ok(visited.drafts)
-}
-
-/// Ask on the terminal; anything but yes is no.
-fn asked(question: &str) -> Result<bool, Failure> {
-    write_to_stderr(&format!("{question} [y/N] "));
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| cannot_read("the answer", error))?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Prints the results, and counts them.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use clap::{ArgGroup, Args, ValueEnum};
 use draftq::{
     DraftId, DraftPage, DraftProcessingDecision, DraftQuery, DraftSourceSurface, DraftState,
-    DraftStore, LibrarianError,
+    DraftStore, DraftSummary, LibrarianError,
 };
 use regex::Regex;
 
@@ -67,7 +67,8 @@ pub struct Selection {
     /// Only with a match of this regular expression in the text.
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, value_parser = regex)]
     grep: Option<Regex>,
-    /// At most this many drafts; 0 means all [default: 50 for list, otherwise all].
+    /// At most this many drafts; 0 means all [default: 50 for list and review --editor,
+    /// otherwise all].
     #[arg(long, value_name = "N", value_parser = zero_or_more::<usize>)]
     #[arg(allow_negative_numbers = true)]
     limit: Option<usize>,
@@ -85,6 +86,11 @@ enum TimeOf {
 impl Selection {
     pub fn has_ids(&self) -> bool {
         !self.ids.is_empty()
+    }
+
+    /// Remove those of the ids that are another kind of word, and return them.
+    pub fn take_words(&mut self, is_word: impl Fn(&str) -> bool) -> Vec<String> {
+        self.ids.extract_if(.., |id| is_word(id)).collect()
     }
 
     /// Whether any filter was given.
@@ -214,6 +220,21 @@ pub fn for_each_page<R>(
         }
     }
     Ok(visited)
+}
+
+/// Read the summaries of the selected drafts, page by page; returns how many there are.
+pub fn visit(
+    store: &DraftStore,
+    query: &DraftQuery,
+    limit: Option<usize>,
+    mut body: impl FnMut(&[DraftSummary]) -> Result<(), Failure>,
+) -> Result<usize, Failure> {
+    let mut unreadable = Unreadable::default();
+    let page = |query: &_| store.summaries(query);
+    let visited =
+        for_each_page(query.clone(), limit, page, &mut unreadable, |drafts, _| body(drafts))?;
+    unreadable.report();
+    Ok(visited.drafts)
 }
 
 fn decision(text: &str) -> Result<DraftProcessingDecision, String> {

@@ -35,8 +35,17 @@ pub fn report(mut error: clap::Error) -> ExitCode {
 }
 
 /// The flags whose values may be a draft's text or belong to one.
-const PRIVATE: [&str; 8] =
-    ["--text", "--agent", "--project", "--operator", "--provenance", "--tag", "--grep", "--error"];
+const PRIVATE: [&str; 9] = [
+    "--text",
+    "--agent",
+    "--project",
+    "--operator",
+    "--provenance",
+    "--tag",
+    "--grep",
+    "--error",
+    "--note",
+];
 
 /// Escape the arguments that clap repeats, and hide those that may be the value of a private
 /// flag. A word that is not a flag's name may be such a value, too: the flag may be missing, or

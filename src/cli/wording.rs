@@ -57,3 +57,12 @@ pub fn is_or_are(number: usize) -> &'static str {
 pub fn was_or_were(number: usize) -> &'static str {
     if number == 1 { "was" } else { "were" }
 }
+
+/// The part of a sentence about drafts that live runners hold.
+pub fn and_held(held: usize) -> String {
+    match held {
+        0 => String::new(),
+        1 => "; 1 is held by a live runner".to_owned(),
+        held => format!("; {held} are held by live runners"),
+    }
+}

@@ -133,6 +133,22 @@ pub enum LibrarianError {
         problem: &'static str,
     },
 
+    /// Something has happened to the draft since the operator saw it. Nothing was changed.
+    #[error("draft {id} was changed in the meantime: it is {state} now; nothing was overwritten")]
+    DraftChanged {
+        /// The draft.
+        id: DraftId,
+        /// The state it is in now.
+        state: DraftState,
+    },
+
+    /// An operator's decision that cannot be stored.
+    #[error("{problem}")]
+    InvalidDecision {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
     /// The store rejects this draft.
     #[error("draft {id} was rejected: {reason}")]
     DraftRejected {
@@ -391,6 +407,8 @@ impl LibrarianError {
             | Self::DraftHeld { .. }
             | Self::DraftNotHeld { .. }
             | Self::InvalidHold { .. }
+            | Self::DraftChanged { .. }
+            | Self::InvalidDecision { .. }
             | Self::DraftRejected { .. }
             | Self::DraftJson(_)
             | Self::UnsupportedDraftSchema { .. }

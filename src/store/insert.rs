@@ -76,6 +76,26 @@ fn insert_chunk(
     insert_texts(connection, chunk)
 }
 
+/// Insert one new draft that replaces another. The caller has checked that its id is new.
+pub(super) fn insert_superseding(
+    connection: &Connection,
+    draft: &Draft,
+    superseded: DraftId,
+    now: i64,
+) -> Result<(), TransactionError> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO submissions (supersedes, raw_text, id, submitted_at, source_surface, \
+             source_agent, source_project, operator, provenance_uri, context_tags, updated_at, \
+             revision) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
+    )?;
+    let mut parameters = 1..;
+    bind(&mut statement, &mut parameters, &[&superseded.to_hex(), &draft.raw_text()])?;
+    bind_draft(&mut statement, &mut parameters, draft, now)?;
+    statement.raw_execute()?;
+    Ok(())
+}
+
 /// Bind a draft's columns, from `id` to `updated_at`.
 fn bind_draft(
     statement: &mut Statement<'_>,
@@ -126,7 +146,7 @@ fn insert_texts(connection: &Connection, drafts: &[(i64, &Draft)]) -> Result<(),
 }
 
 /// The state of the draft with this id; of a pruned one, its final state.
-fn known_state_of(
+pub(super) fn known_state_of(
     connection: &Connection,
     id: DraftId,
 ) -> Result<Option<DraftState>, TransactionError> {

@@ -25,6 +25,7 @@
 //! | `requeue.rs` | returns it to pending for an operator |
 //! | `held_claims.rs` | tells a runner whether it still holds it |
 //! | `operator_release.rs` | takes it from a live runner for an operator |
+//! | `decide.rs` | moves it by an operator's decision, replaces it, and takes such a move back |
 //!
 //! `draft_store.rs` holds the store itself and its options; `submission.rs` and `claimed.rs` hold
 //! the types that several files share. `migrations/0002_drafts.sql` documents the tables for people
@@ -34,6 +35,7 @@ mod claim;
 pub(crate) mod claimed;
 mod columns;
 pub(crate) mod counts;
+pub(crate) mod decide;
 mod draft_store;
 mod due;
 pub(crate) mod exchange;

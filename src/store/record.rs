@@ -62,6 +62,8 @@ pub struct DraftRecord {
     pub defers: u64,
     /// The last decision.
     pub decision: Option<DraftProcessingDecision>,
+    /// The name that the person who decided gave; `None` if a processor decided.
+    pub decided_by: Option<String>,
     /// The note of that decision.
     pub note: Option<String>,
     /// The output of that decision.
@@ -70,6 +72,8 @@ pub struct DraftRecord {
     pub last_error_class: Option<String>,
     /// The message of the last error.
     pub last_error: Option<String>,
+    /// The draft that this one replaces.
+    pub supersedes: Option<DraftId>,
     /// When draftq last changed the row.
     pub updated_at_unix_ms: i64,
     /// The columns that cannot be read.
@@ -115,6 +119,8 @@ pub struct DraftSummary {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HistoryEvent {
+    /// Its place in the order of events over all drafts.
+    pub seq: i64,
     /// What happened: `submitted`, `claimed`, `decided`, `deferred`, `released`, `recovered`,
     /// `exhausted`, `requeued`, `resolved`, `errored` or `refused`.
     pub event: String,
@@ -128,11 +134,13 @@ pub struct HistoryEvent {
     pub runner: Option<i64>,
     /// The process id of that runner.
     pub pid: Option<i64>,
-    /// The processor's decision.
+    /// The decision.
     pub decision: Option<DraftProcessingDecision>,
-    /// The processor's note.
+    /// The name that the person who decided gave; `None` if a processor decided.
+    pub decided_by: Option<String>,
+    /// The note of the decision, or of a requeue.
     pub note: Option<String>,
-    /// The processor's output.
+    /// The output that the move replaced, or that came too late.
     pub output: Option<JsonText>,
     /// The class of the error.
     pub error_class: Option<String>,
@@ -149,8 +157,8 @@ pub struct HistoryEvent {
 
 pub(super) const RECORD_COLUMNS: &str = concat!(
     draft_columns!(),
-    ", state, text_bytes, claimed_at, owner, due_at, claims, errors, crashes, defers, decision, note, \
-       output, last_error_class, last_error, updated_at"
+    ", state, text_bytes, claimed_at, owner, due_at, claims, errors, crashes, defers, decision, decided_by, \
+       note, output, last_error_class, last_error, supersedes, updated_at"
 );
 
 pub(super) const SUMMARY_COLUMNS: &str = "seq, id, state, source_surface, source_agent, source_project, \
@@ -180,10 +188,12 @@ pub(super) fn record_of(row: &Row<'_>) -> Result<DraftRecord, rusqlite::Error> {
         crashes: columns.number("crashes"),
         defers: columns.number("defers"),
         decision: columns.optional("decision"),
+        decided_by: columns.text("decided_by"),
         note: columns.text("note"),
         output: columns.json("output"),
         last_error_class: columns.text("last_error_class"),
         last_error: columns.text("last_error"),
+        supersedes: columns.optional("supersedes"),
         updated_at_unix_ms: columns.number("updated_at"),
         unreadable: columns.into_unreadable(),
     })
@@ -196,6 +206,7 @@ pub(super) fn record_bytes(record: &DraftRecord) -> usize {
         &record.source_project,
         &record.operator,
         &record.provenance_uri,
+        &record.decided_by,
         &record.note,
         &record.last_error_class,
         &record.last_error,
@@ -229,6 +240,7 @@ pub(super) fn summary_of(row: &Row<'_>) -> Result<DraftSummary, rusqlite::Error>
 pub(super) fn event_of(row: &Row<'_>) -> HistoryEvent {
     let mut columns = Columns::of(row);
     HistoryEvent {
+        seq: columns.number("seq"),
         event: columns.text("event").unwrap_or_default(),
         from_state: columns.optional("from_state"),
         to_state: columns.value("to_state"),
@@ -236,6 +248,7 @@ pub(super) fn event_of(row: &Row<'_>) -> HistoryEvent {
         runner: columns.optional("runner"),
         pid: columns.optional("pid"),
         decision: columns.optional("decision"),
+        decided_by: columns.text("decided_by"),
         note: columns.text("note"),
         output: columns.json("output"),
         error_class: columns.text("error_class"),

@@ -74,7 +74,7 @@ impl DraftStore {
             let mut requeue = Requeue::new(self, transaction);
             ids.iter()
                 .map(|id| {
-                    let requeued = requeue.draft(*id)?;
+                    let requeued = requeue.draft(*id, None)?;
                     match requeued.held_by {
                         None => Ok(requeued),
                         Some(runner) => Err(held_error(transaction, *id, runner)?.into()),
@@ -118,14 +118,15 @@ impl DraftStore {
                     Ok(true)
                 })?;
                 let mut requeue = Requeue::new(self, transaction);
-                found.into_iter().map(|id| requeue.draft(id)).collect()
+                found.into_iter().map(|id| requeue.draft(id, None)).collect()
             })?;
             self.notify(requeued.len());
         }
         Ok(DraftPage { rows: requeued, unreadable: page.unreadable, next: page.next })
     }
 
-    /// Whether [`requeue`](Self::requeue) would accept this draft now. Changes nothing.
+    /// Whether [`requeue`](Self::requeue) and [`decide`](Self::decide) would accept this draft now:
+    /// it exists, and no live runner holds it. Changes nothing.
     ///
     /// # Errors
     ///
@@ -140,59 +141,69 @@ impl DraftStore {
     }
 }
 
-/// The requeues of one transaction.
-struct Requeue<'a> {
+/// The operator's moves of one transaction.
+pub(super) struct Requeue<'a> {
     store: &'a DraftStore,
-    connection: &'a Connection,
-    now: i64,
+    pub(super) connection: &'a Connection,
+    pub(super) now: i64,
     /// The runners that were tested.
     runners: HashMap<i64, Liveness>,
 }
 
 /// The state of a draft, and the runner that owns its claim.
-struct Holder {
-    state: DraftState,
+pub(super) struct Holder {
+    pub(super) state: DraftState,
     owner: Option<(i64, Liveness)>,
 }
 
 impl Holder {
-    fn live_owner(&self) -> Option<i64> {
+    pub(super) fn live_owner(&self) -> Option<i64> {
         self.owner.filter(|(_, liveness)| *liveness == Liveness::Alive).map(|(owner, _)| owner)
     }
 }
 
 impl<'a> Requeue<'a> {
-    fn new(store: &'a DraftStore, connection: &'a Connection) -> Self {
+    pub(super) fn new(store: &'a DraftStore, connection: &'a Connection) -> Self {
         Self { store, connection, now: store.now_ms(), runners: HashMap::new() }
     }
 
-    fn draft(&mut self, id: DraftId) -> Result<Requeued, TransactionError> {
+    /// Requeue a draft, with a note in its history.
+    pub(super) fn draft(
+        &mut self,
+        id: DraftId,
+        note: Option<&str>,
+    ) -> Result<Requeued, TransactionError> {
         let holder = self.holder(id)?;
         let requeued = Requeued { id, from: holder.state, held_by: holder.live_owner() };
         if requeued.held_by.is_some() {
             return Ok(requeued);
         }
-        match holder.owner {
-            Some((owner, Liveness::Dead)) => self.end_dead_runner(owner)?,
-            Some((_, Liveness::LockGone)) => self.remove_owner(id)?,
-            Some((_, Liveness::Alive)) | None => {}
-        }
+        self.free(id, &holder)?;
         self.connection
             .prepare_cached(
                 "UPDATE drafts SET state = 'pending', claimed_at = NULL, claim_booted_at = NULL, \
                      claim_token = NULL, owner = NULL, due_at = 0, \
-                     decision = NULL, note = NULL, output = NULL, usage = NULL, \
+                     decision = NULL, note = :note, output = NULL, usage = NULL, \
                      decided_by = NULL, errors = 0, crashes = 0, defers_in_a_row = 0, \
                      suspect = 0, error_budget = NULL, last_error_class = NULL, \
                      last_error = NULL, requeues = min(requeues, 999999999) + 1, \
                      updated_at = :now, revision = (revision + 1) & 4294967295 \
                  WHERE id = :id AND state <> 'pending'",
             )?
-            .execute(named_params! { ":id": id.to_hex(), ":now": self.now })?;
+            .execute(named_params! { ":id": id.to_hex(), ":note": note, ":now": self.now })?;
         Ok(requeued)
     }
 
-    fn holder(&mut self, id: DraftId) -> Result<Holder, TransactionError> {
+    /// Take a draft from an owner that is not alive.
+    pub(super) fn free(&self, id: DraftId, holder: &Holder) -> Result<(), TransactionError> {
+        match holder.owner {
+            Some((owner, Liveness::Dead)) => self.end_dead_runner(owner),
+            Some((_, Liveness::LockGone)) => self.remove_owner(id),
+            Some((_, Liveness::Alive)) | None => Ok(()),
+        }
+    }
+
+    pub(super) fn holder(&mut self, id: DraftId) -> Result<Holder, TransactionError> {
         let (state, owner) = self
             .connection
             .prepare_cached("SELECT state, owner FROM drafts WHERE id = ?1")?
@@ -226,7 +237,7 @@ impl<'a> Requeue<'a> {
 
     /// Remove the owner of a claim whose runner has no lock file. The runner may be alive, so its
     /// other claims are not touched.
-    fn remove_owner(&self, id: DraftId) -> Result<(), TransactionError> {
+    pub(super) fn remove_owner(&self, id: DraftId) -> Result<(), TransactionError> {
         self.connection
             .prepare_cached("UPDATE drafts SET owner = NULL, claim_token = NULL WHERE id = ?1")?
             .execute([id.to_hex()])?;
@@ -258,7 +269,7 @@ impl<'a> Requeue<'a> {
 }
 
 /// The error for a draft that this runner holds.
-fn held_error(
+pub(super) fn held_error(
     connection: &Connection,
     id: DraftId,
     runner: i64,

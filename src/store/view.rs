@@ -153,8 +153,8 @@ fn record(
         damage: DraftDamage::Unreadable { column: "state" },
     })?;
     let mut statement = connection.prepare_cached(
-        "SELECT event, from_state, to_state, at, runner, pid, decision, note, output, \
-                error_class, error, repeats, by_hand \
+        "SELECT history.seq AS seq, event, from_state, to_state, at, runner, pid, decision, \
+                decided_by, note, output, error_class, error, repeats, by_hand \
          FROM history LEFT JOIN runners ON runners.id = history.runner \
          WHERE draft = ?1 \
          ORDER BY history.seq",

@@ -356,7 +356,9 @@ fn tables_fit_into_eighty_columns() {
             assert_eq!(line.trim_end(), line);
         }
     }
-    for command in ["submit", "sweep", "run", "watch", "list", "show", "stats", "requeue"] {
+    for command in
+        ["submit", "sweep", "run", "watch", "list", "show", "stats", "review", "decide", "requeue"]
+    {
         let mut help = sandbox.command([command, "--help"]);
         help.env("COLUMNS", "80").stdout(Stdio::piped());
         let help = finish(help, b"");

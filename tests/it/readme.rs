@@ -13,6 +13,7 @@ use crate::harness::{assert_whole, draftq, finish};
 const README: &str = include_str!("../../README.md");
 const PROCESSORS: &str = include_str!("../../docs/processors.md");
 const OPERATIONS: &str = include_str!("../../docs/operations.md");
+const REVIEW: &str = include_str!("../../docs/review.md");
 const SQL: &str = include_str!("../../docs/sql.md");
 
 /// The code blocks of a page in this language, in order.
@@ -111,6 +112,7 @@ fn the_commands_of_the_readme_run() {
 fn the_commands_of_the_other_pages_run() {
     assert_eq!(Workplace::new().run_all(PROCESSORS).len(), 4);
     assert_eq!(Workplace::new().run_all(OPERATIONS).len(), 11);
+    assert_eq!(Workplace::new().run_all(REVIEW).len(), 3);
 }
 
 #[test]
@@ -218,8 +220,19 @@ fn every_command_has_an_example_in_its_help() {
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
-    let commands =
-        ["submit", "sweep", "run", "watch", "list", "show", "stats", "requeue", "completions"];
+    let commands = [
+        "submit",
+        "sweep",
+        "run",
+        "watch",
+        "list",
+        "show",
+        "stats",
+        "review",
+        "decide",
+        "requeue",
+        "completions",
+    ];
     let overview = help(&["--help"]);
     assert!(overview.contains("Examples:\n  draftq "), "{overview}");
     for command in commands {
